@@ -1,0 +1,38 @@
+"""Errors that are a person's to solve; everything else is a bug of epbench and may show a traceback.
+
+The tree, with the exit code that the command line turns each into::
+
+    EpbenchError                 2
+    ├── ScenarioError            2   a scenario file or an option says something impossible
+    │   └── LayoutError          2   a layout slug or a set of degrees is malformed
+    ├── RunError                 2   a run directory is missing, incomplete or of another schema
+    └── UnfitMachineError        6   the machine cannot run or measure what was asked
+
+Each message says what is wrong, where, and what to do about it, in one sentence a person can act on.
+"""
+
+__all__ = ["EpbenchError", "LayoutError", "RunError", "ScenarioError", "UnfitMachineError"]
+
+
+class EpbenchError(Exception):
+    """Base of all errors that are shown to a person as one sentence."""
+
+    exit_code = 2
+
+
+class ScenarioError(EpbenchError):
+    """A scenario file, or an option that changes one, cannot be used."""
+
+
+class LayoutError(ScenarioError):
+    """A layout is malformed (not merely illegal for a model: that is a ``skipped`` row)."""
+
+
+class RunError(EpbenchError):
+    """A run directory cannot be read, continued or compared."""
+
+
+class UnfitMachineError(EpbenchError):
+    """This machine cannot run or measure what was asked."""
+
+    exit_code = 6

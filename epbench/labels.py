@@ -1,0 +1,58 @@
+"""Names that the stack gives its collectives in a trace, and the way back from a name to its meaning.
+
+The parallel layer writes these as ``record_function`` annotations around every collective that it issues; the
+analysis layer reads them out of the trace. The same text on gloo and NCCL, in eager and compiled code, so
+that a collective never has to be recognised by its kernel's name or by its place in the step.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["PHASES", "PURPOSES", "CommLabel"]
+
+PURPOSES = (
+    "count_exchange",  # how many rows each rank sends to each expert
+    "dispatch",  # token rows to the ranks that hold their experts
+    "combine",  # expert outputs back to the ranks that hold their tokens
+    "ulysses_in",  # sequence-sharded to head-sharded, before attention
+    "ulysses_out",  # head-sharded to sequence-sharded, after attention
+    "tp",  # sequence all-gather, reduce-scatter and reductions of tensor parallelism
+    "norm",  # the scalar reductions of gradient norm and loss
+)
+PHASES = ("forward", "backward", "recompute")
+
+_PREFIX = "comm:"
+
+
+@dataclass(frozen=True)
+class CommLabel:
+    """One collective as its issuer describes it.
+
+    ``root`` is the lowest global rank of the group and, with ``axis``, names the group; ``size`` is its number
+    of ranks. ``sent_bytes`` and ``received_bytes`` are the whole local buffers, own part included.
+    """
+
+    op: str  # all_to_all | all_gather | reduce_scatter | all_reduce
+    purpose: str
+    phase: str
+    axis: str
+    root: int
+    size: int
+    sent_bytes: int
+    received_bytes: int
+
+    @property
+    def text(self) -> str:
+        """The annotation's name."""
+        return (
+            f"{_PREFIX}{self.op}|{self.purpose}|{self.phase}|{self.axis}"
+            f"|{self.root}|{self.size}|{self.sent_bytes}|{self.received_bytes}"
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> "CommLabel | None":
+        """The label of an annotation, or None if it is not one of ours."""
+        if not text.startswith(_PREFIX):
+            return None
+        op, purpose, phase, axis, *numbers = text.removeprefix(_PREFIX).split("|")
+        root, size, sent, received = map(int, numbers)
+        return cls(op, purpose, phase, axis, root, size, sent, received)

@@ -1,0 +1,220 @@
+"""Every record that epbench writes or prints, and the numbers of their schema and of the measuring protocol.
+
+Seconds and bytes inside; GiB and GB/s only where text is made. A value that a device cannot give is ``None``,
+never zero. ``show --json`` prints :class:`RunView`; ``cells/<id>/result.json`` holds a :class:`CellResult`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from epbench.cells import Frozen
+
+__all__ = [
+    "PROTOCOL_VERSION",
+    "SCHEMA_VERSION",
+    "Breakdown",
+    "CellResult",
+    "CollectiveRow",
+    "CompileRecord",
+    "EnvironmentRecord",
+    "ExpertLoad",
+    "Idle",
+    "LaunchValue",
+    "MemoryBytes",
+    "Outcome",
+    "Predicted",
+    "RunRecord",
+    "RunView",
+    "VerifyRecord",
+]
+
+SCHEMA_VERSION = 1
+PROTOCOL_VERSION = 1  # bumped when the way of measuring changes; results of two protocols are never compared
+
+Outcome = Literal["ok", "skipped", "oom", "timeout", "crashed", "wrong", "unstable", "interrupted"]
+
+
+class LaunchValue(Frozen):
+    """One launch (a fresh process group) of one cell: the unit of replication."""
+
+    index: int
+    order: int = Field(description="place among all launches of the run, from 0")
+    step_s: float | None = Field(description="median over timed steps of the maximum over ranks")
+    device_work_s: float | None = None
+    steps: int | None = None
+    warmup_steps: int | None = None
+    step_sd_s: float | None = Field(None, description="standard deviation over the timed steps")
+    valid: bool = True
+    invalid_reason: str | None = None
+    host: dict[str, Any] = Field(default_factory=dict, description="host name, GPU UUIDs, start time: per launch")
+
+
+class MemoryBytes(Frozen):
+    """Memory of the worst rank by what it holds at its peak."""
+
+    params: int | None = None
+    grads: int | None = None
+    optimizer: int | None = None
+    activations: int | None = None
+    other: int | None = None
+
+
+class Idle(Frozen):
+    """Idle seconds, split by what the device waited for."""
+
+    host: float | None = None
+    kernel: float | None = None
+
+
+class Breakdown(Frozen):
+    """Where one step of the critical rank goes; the parts are exclusive and sum to the step."""
+
+    compute: float | None = None
+    overlapped: float | None = None
+    exposed: float | None = None
+    idle: Idle = Idle()
+
+
+class CollectiveRow(Frozen):
+    """All calls of one op x purpose x phase x axis in a step, over the ranks of its groups.
+
+    ``transfer_s``, ``wait_s``, ``exposed_s`` and ``overlapped_s`` are seconds a step; percentiles and bandwidths
+    are of single calls, the bandwidths from the heaviest rank's bytes.
+    """
+
+    op: str
+    purpose: str
+    phase: str
+    axis: str
+    calls_per_step: float
+    bytes: int
+    bytes_mean: float
+    transfer_s: float
+    wait_s: float
+    exposed_s: float | None = None
+    overlapped_s: float | None = None
+    p50_s: float
+    p95_s: float
+    algbw_bytes_per_s: float | None
+    busbw_bytes_per_s: float | None
+    ceiling_busbw_bytes_per_s: float | None = None
+
+
+class ExpertLoad(Frozen):
+    """How evenly the routed copies fell: 1.0 is even. Worst MoE layer of the last step."""
+
+    max_over_mean: float | None = Field(None, description="heaviest expert over the mean expert")
+    rank_max_over_mean: float | None = Field(None, description="heaviest ep rank over the mean ep rank")
+    fan_out: float | None = Field(None, description="mean number of ep ranks that hold a token's experts")
+
+
+class CompileRecord(Frozen):
+    """What torch.compile did in the timed launch."""
+
+    seconds: float | None = None
+    graph_breaks: int | None = None
+    recompiles: int | None = Field(None, description="after warm-up; must be 0 for a valid launch")
+    strategy: str | None = None
+
+
+class VerifyRecord(Frozen):
+    """The layout against one rank in fp32; errors relative (gradients to their largest entry)."""
+
+    scope: Literal["full", "loss", "none"] = "none"
+    loss_error: float | None = None
+    grad_error: float | None = None
+    worst_parameter: str | None = None
+    norm_error: float | None = None
+    step_error: float | None = Field(None, description="of the loss after one optimizer step")
+    tolerance: float | None = None
+    passed: bool | None = None
+
+
+class Predicted(Frozen):
+    """What the planner said before the run."""
+
+    peak_bytes: int | None = None
+    step_s: float | None = None
+
+
+class CellResult(Frozen):
+    """One cell of a run as ``show --json`` prints it. No cell disappears: each has an outcome and a reason."""
+
+    cell: str
+    layout: str
+    mode: str
+    routing: str
+    model: dict[str, Any]
+    train: dict[str, Any]
+    varied: list[str] = Field(default_factory=list)
+    outcome: Outcome | None = Field(description="None: not run yet")
+    reason: str | None = None
+    expected: bool = True
+    world_size: int
+    device: str | None = None
+    launches: int = 0
+    launch_values: list[LaunchValue] = Field(default_factory=list)
+    step_s: float | None = None
+    step_s_low: float | None = None
+    step_s_high: float | None = None
+    device_work_s: float | None = None
+    device_work_s_low: float | None = None
+    device_work_s_high: float | None = None
+    tokens_per_s_per_rank: float | None = None
+    tflops_causal: float | None = None
+    tflops_full: float | None = None
+    mfu: float | None = None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    memory_bytes: MemoryBytes = MemoryBytes()
+    breakdown_s: Breakdown = Breakdown()
+    collectives: list[CollectiveRow] = Field(default_factory=list)
+    all_to_all: list[CollectiveRow] = Field(default_factory=list)
+    expert_load: ExpertLoad = ExpertLoad()
+    compile: CompileRecord = CompileRecord()
+    verify: VerifyRecord = VerifyRecord()
+    loss: list[float] = Field(default_factory=list, description="of the first steps")
+    energy_j_per_token: float | None = None
+    predicted: Predicted = Predicted()
+
+
+class EnvironmentRecord(Frozen):
+    """What a result depends on besides the cell; ``digest`` decides whether two results may be compared."""
+
+    device: Literal["cpu", "cuda"]
+    device_name: str
+    device_memory_bytes: int | None
+    world_size: int
+    driver: str | None
+    torch: str
+    cuda: str | None
+    nccl: str | None
+    python: str
+    variables: dict[str, str]
+    code: str = Field(description="digest of epbench's own sources, and of a foreign stack's")
+    digest: str
+
+
+class RunRecord(Frozen):
+    """``run.json``: what was asked, where and with what."""
+
+    schema_version: int = SCHEMA_VERSION
+    protocol: int = PROTOCOL_VERSION
+    name: str
+    description: str
+    started: str = Field(description="UTC, ISO 8601")
+    scenario_path: str
+    scenario_digest: str
+    device_reason: str = Field(description="why this device was chosen")
+    command: list[str]
+    environment: EnvironmentRecord
+
+
+class RunView(Frozen):
+    """What ``show --json`` prints."""
+
+    run: RunRecord
+    protocol: int
+    environment: EnvironmentRecord
+    cells: list[CellResult]

@@ -1,0 +1,96 @@
+"""What the runner needs of a training stack, so that anyone's training step is measured with the same clock.
+
+A stack is a function ``build(cell, world) -> Step``, found through the entry-point group ``epbench.stacks``.
+The process group exists when it is called (NCCL on CUDA, gloo on CPU) and the device is set; the stack builds
+the model on its own, in the cell's layout, and slices its share out of the global batch that it is handed.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import NamedTuple, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from epbench.cells import Cell
+from epbench.errors import ScenarioError
+
+__all__ = ["Batch", "BuildStack", "Step", "StepDescription", "World", "load_stack"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of a launch."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+
+class Batch(NamedTuple):
+    """One optimizer step's data of ALL ranks, the same on every rank, on the device.
+
+    ``tokens`` and ``labels`` are int64 of shape [global_batch_size, seq_len]; a label of -100 is not counted.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class StepDescription:
+    """What a built step says of itself; bytes are this rank's."""
+
+    parameters: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    compile_strategy: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Step(Protocol):
+    """One built training step. ``run`` is the timed region: it must not synchronise on its own account."""
+
+    def run(self, batch: Batch) -> Tensor:
+        """Zero gradients, forward, backward, clip, optimizer step.
+
+        Returns the mean loss over all valid tokens of all ranks: a scalar on the device, equal on every rank.
+        """
+        ...
+
+    def describe(self) -> StepDescription:
+        """Sizes and choices, after at least one ``run`` (optimizer state exists)."""
+        ...
+
+    def grad_norm(self) -> Tensor | None:
+        """Global gradient norm before clipping of the last ``run``, a scalar on the device; None if unknown."""
+        ...
+
+    def named_full_gradients(self) -> Iterator[tuple[str, Tensor]] | None:
+        """(name, gradient of the whole parameter) of the last ``run``, after clipping; collective: call on all ranks.
+
+        None if the stack cannot give them (then only the loss is verified, and the report marks it).
+        """
+        ...
+
+    def expert_ids(self) -> list[Tensor] | None:
+        """Per MoE layer the experts chosen for this rank's own tokens: int [tokens, experts per token]; None: unknown.
+
+        Of the last micro-batch of the last ``run``.
+        """
+        ...
+
+
+BuildStack = Callable[[Cell, World], Step]
+
+
+def load_stack(name: str) -> BuildStack:
+    """The stack registered under ``name``; raises ScenarioError naming those that exist."""
+    found = entry_points(group="epbench.stacks")
+    if name not in found.names:
+        raise ScenarioError(f"train.stack: no stack named '{name}' is installed; there is {', '.join(sorted(found.names))}")
+    return cast(BuildStack, found[name].load())
