@@ -6,7 +6,7 @@ the published ``config.json`` (facts: Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Code
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -44,8 +44,8 @@ class ModelSpec(Frozen):
     rope_theta: float = Field(1e6, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
-    tie_word_embeddings: Literal[False] = False
-    checkpoint: None = None
+    tie_word_embeddings: bool = False
+    checkpoint: str | None = None
 
     def is_moe_layer(self, index: int) -> bool:
         """Whether layer ``index`` has experts (the published rule, see facts 1)."""
@@ -109,25 +109,29 @@ PRESETS: dict[str, ModelSpec] = {
 
 
 class TrainSpec(Frozen):
-    """How one optimizer step is made; shared by all layouts of a scenario so that their work is equal."""
+    """How one optimizer step is made; shared by all layouts of a scenario so that their work is equal.
+
+    It can hold values that this version does not build: a scenario keeps such cells as ``skipped`` rows, so
+    they need a name and an id. ``scenario_schema.not_yet`` says which; no launch ever gets one.
+    """
 
     stack: str = "qwen3_moe"
     seq_len: int = Field(128, gt=0)
     global_batch_size: int = Field(4, gt=0, description="sequences a step over all ranks")
-    micro_batch_size: int | Literal["auto"] = "auto"
-    compute_dtype: Literal["fp32", "bf16"] = "fp32"
-    master_dtype: Literal["fp32"] = "fp32"
+    micro_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    compute_dtype: Literal["fp32", "bf16", "fp8"] = "fp32"
+    master_dtype: Literal["fp32", "bf16", "fp8"] = "fp32"
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     optimizer: Literal["adamw"] = "adamw"
     optimizer_fused: bool = True
     lr: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="0 = no clipping")
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
     reshard_after_forward: bool = True
-    dispatcher: Literal["all_to_all"] = "all_to_all"
-    overlap: Literal["none"] = "none"
-    data: Literal["random"] = "random"
-    packing: Literal["none"] = "none"
+    dispatcher: Literal["all_to_all", "dedup", "symm_mem", "deepep"] = "all_to_all"
+    overlap: str = Field("none", pattern=r"^(none|chunks:[1-9][0-9]{0,3})$")
+    data: str = Field("random", min_length=1, max_length=4096, description="random, or a token file's path")
+    packing: Literal["none", "lognormal"] = "none"
     seed: int = Field(0, ge=0)
 
 
