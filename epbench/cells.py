@@ -1,7 +1,7 @@
 """What one measurement is made of: the model's sizes, the training settings, and the cell that joins them.
 
-No torch here: ``epbench plan`` reads thousands of these in milliseconds. Field names of the model are those of
-the published ``config.json`` (facts: Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder-480B-A35B).
+No torch here: ``epbench plan`` reads thousands of these in milliseconds. Field names of the model are those
+of the published ``config.json`` (Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder-480B-A35B).
 """
 
 import hashlib
@@ -62,7 +62,8 @@ class ModelSpec(Frozen):
         return 3 * self.hidden_size * self.moe_intermediate_size
 
     def _parameters(self, experts_per_layer: int) -> int:
-        attention = self.hidden_size * self.head_dim * 2 * (self.num_attention_heads + self.num_key_value_heads)
+        heads = self.num_attention_heads + self.num_key_value_heads
+        attention = 2 * self.hidden_size * self.head_dim * heads
         norms = 2 * self.hidden_size + 2 * self.head_dim
         moe = self.hidden_size * self.num_experts + experts_per_layer * self.expert_parameters
         dense = 3 * self.hidden_size * self.intermediate_size
