@@ -1,0 +1,127 @@
+"""Intervals and comparisons whose unit of replication is the launch, never the step and never the rank.
+
+Pooling the steps of a launch calls two identical builds different 70-89 % of the time; launch medians do so
+at the stated rate. Every function here therefore takes one value per launch.
+
+Why Student's t on logarithms: three launches are what a person can afford, and an interval from ranks (order
+statistics) of three launches covers 75 % at most, however wide the spread. Launch medians are medians over
+30 or more steps and so near enough to normal on the log scale, where a ratio becomes a difference and a time
+cannot go below zero. ``tests/test_statistics.py`` holds the coverage by simulation.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+
+__all__ = ["CONFIDENCE", "MIN_LAUNCHES", "Interval", "launch_interval", "ratio_interval", "ties"]
+
+CONFIDENCE = 0.95
+MIN_LAUNCHES = 3  # fewer give a value, no interval, and are never ranked
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its two-sided 95 % interval; ``low`` and ``high`` are None below three launches."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there were launches enough for an interval."""
+        return self.low is not None and self.high is not None
+
+    def excludes(self, point: float) -> bool:
+        """Whether the interval is known and ``point`` lies outside it."""
+        return self.low is not None and self.high is not None and not self.low <= point <= self.high
+
+
+def launch_interval(values: Sequence[float]) -> Interval | None:
+    """Median over launches with a 95 % t interval of their logarithms; None if there are no values.
+
+    ``values`` are positive, one per valid launch. The interval is centred on the geometric mean and, where
+    the launches are so skewed that their median falls outside, stretched to hold it: a printed value never
+    lies outside its own interval, and stretching cannot lower the coverage.
+    """
+    if not values:
+        return None
+    logs = [math.log(value) for value in values]
+    if len(logs) < MIN_LAUNCHES:
+        return Interval(median(values))
+    half = _t_quantile(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    return _interval(median(values), centre=fmean(logs), half=half)
+
+
+def ratio_interval(base: Mapping[int, float], other: Mapping[int, float]) -> Interval | None:
+    """``other / base`` with its 95 % interval; each argument maps the index of a valid launch to its value.
+
+    The value is the ratio of the two medians over launches, so that dividing two printed numbers gives it.
+    Launches of one run are interleaved, so launches of one index ran close together: where both arms have the
+    same indices the interval is that of the paired differences of logarithms; where a launch of one arm is
+    missing it is Welch's. None if an arm is empty; without bounds if an arm has fewer than three launches.
+    """
+    if not base or not other:
+        return None
+    value = median(other.values()) / median(base.values())
+    if min(len(base), len(other)) < MIN_LAUNCHES:
+        return Interval(value)
+    if base.keys() == other.keys():
+        centre, half = _paired([math.log(other[index] / base[index]) for index in sorted(base)])
+    else:
+        centre, half = _welch(_logs(base), _logs(other))
+    return _interval(value, centre=centre, half=half)
+
+
+def ties(arms: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """The arms that cannot be told from the fastest, fastest first, the fastest among them.
+
+    An arm ties if the interval of its ratio to the fastest holds 1 or is unknown. One name in the answer
+    means that this arm is fastest; that claim needs no correction for the number of arms, because the best of
+    many equal arms must beat the *second* best, which selection made fast too (Gutmann and Maymin, Annals of
+    Statistics 15, 1987).
+    """
+    ranked = sorted((name for name in arms if arms[name]), key=lambda name: median(arms[name].values()))
+    if not ranked:
+        return []
+    fastest = arms[ranked[0]]
+    return ranked[:1] + [name for name in ranked[1:] if not _differ(fastest, arms[name])]
+
+
+def _differ(base: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    ratio = ratio_interval(base, other)
+    return ratio is not None and ratio.excludes(1.0)
+
+
+def _logs(arm: Mapping[int, float]) -> list[float]:
+    return [math.log(value) for value in arm.values()]
+
+
+def _interval(value: float, *, centre: float, half: float) -> Interval:
+    """The interval ``exp(centre +- half)``, stretched where needed to hold ``value``."""
+    return Interval(value, min(value, math.exp(centre - half)), max(value, math.exp(centre + half)))
+
+
+def _paired(differences: Sequence[float]) -> tuple[float, float]:
+    """Centre and half width of the mean of paired log differences."""
+    half = _t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    return fmean(differences), half
+
+
+def _welch(base: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Centre and half width of a difference of means with unequal variances (Welch 1947)."""
+    squares = [stdev(logs) ** 2 / len(logs) for logs in (base, other)]
+    centre = fmean(other) - fmean(base)
+    if sum(squares) == 0.0:
+        return centre, 0.0
+    shares = [square**2 / (len(logs) - 1) for square, logs in zip(squares, (base, other), strict=True)]
+    degrees = sum(squares) ** 2 / sum(shares)
+    return centre, _t_quantile(degrees) * math.sqrt(sum(squares))
+
+
+def _t_quantile(degrees: float) -> float:
+    """Two-sided critical value of Student's t at CONFIDENCE."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
