@@ -6,7 +6,7 @@ counting the **causal** half that a flash kernel computes (NVIDIA). Both are giv
 
 Linear layers count 6 FLOPs per active matrix entry and token (2 forward, 4 backward): attention projections,
 router, the experts a token visits, dense feed-forward and lm_head. The embedding is a lookup and the norms
-are not matrices: neither counts. What activation checkpointing recomputes is not useful work and does not count.
+are not matrices: neither counts. What activation checkpointing recomputes is not useful work: not counted.
 """
 
 from dataclasses import dataclass
