@@ -1,0 +1,246 @@
+"""Run directories: the only place that a run writes to, and the way back from one to what ``show`` prints.
+
+``result.json`` of a cell is written last, by rename, so that its presence means "complete"; a file that is
+torn or of another schema counts as absent and the cell as not run. Nothing here imports torch.
+"""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from epbench.cells import Cell, Frozen
+from epbench.errors import RunError
+from epbench.records import SCHEMA_VERSION, CellResult, RunRecord, RunView
+
+__all__ = [
+    "CellEntry",
+    "RunDirectory",
+    "create_run",
+    "open_run",
+    "read_json",
+    "read_record",
+    "result_of",
+    "write_atomically",
+]
+
+_NAME_OF_RUN = re.compile(r"\d{8}T\d{6}Z-.+-[0-9a-f]{4}")
+_CELL_ID = re.compile(r"[a-z0-9._-]{1,200}")
+_SHOWN_CHARACTERS = 80
+
+Record = TypeVar("Record", bound=Frozen)
+
+
+class CellEntry(Frozen):
+    """``cell.json``: one planned cell, its place in the plan, and what its result will depend on."""
+
+    schema_version: int = SCHEMA_VERSION
+    order: int = Field(ge=0)
+    cell: Cell
+    skip_reason: str | None = None
+    varied: list[str] = Field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk. Paths are made of cell ids only, which hold no separators."""
+
+    path: Path
+
+    @property
+    def record(self) -> RunRecord:
+        """``run.json``; raises RunError when it is missing, torn or of another schema."""
+        return _read_run(self.path)
+
+    def cell_path(self, cell_id: str) -> Path:
+        """Directory of one cell; raises RunError for anything that is not a cell id."""
+        if not _CELL_ID.fullmatch(cell_id) or cell_id in {".", ".."}:
+            raise RunError(f"'{_shortened(cell_id)}' is not the id of a cell")
+        return self.path / "cells" / cell_id
+
+    def entries(self) -> list[CellEntry]:
+        """All planned cells in the order of the plan."""
+        found = (read_record(path, CellEntry) for path in self.path.glob("cells/*/cell.json"))
+        return sorted((entry for entry in found if entry), key=lambda entry: (entry.order, entry.cell.id))
+
+    def view(self) -> RunView:
+        """Every planned cell: its result, or its plan where it has none yet."""
+        record = self.record
+        return RunView(
+            run=record,
+            protocol=record.protocol,
+            environment=record.environment,
+            cells=[self.read_result(entry.cell.id) or result_of(entry) for entry in self.entries()],
+        )
+
+    def write_cell(self, entry: CellEntry) -> None:
+        """Plan one cell."""
+        write_atomically(self.cell_path(entry.cell.id) / "cell.json", entry.model_dump_json(indent=2))
+
+    def write_result(self, result: CellResult) -> None:
+        """Complete one cell: the last thing that is written of it."""
+        write_atomically(self.cell_path(result.cell) / "result.json", result.model_dump_json(indent=2))
+
+    def read_result(self, cell_id: str) -> CellResult | None:
+        """The result of one cell, or None while there is none that can be trusted."""
+        result = read_record(self.cell_path(cell_id) / "result.json", CellResult)
+        return result if result and result.cell == cell_id else None
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Append one line with its time (UTC) to ``events.jsonl``."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat()} | event, allow_nan=False)
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def write_run(self, record: RunRecord) -> None:
+        """Write ``run.json``."""
+        write_atomically(self.path / "run.json", record.model_dump_json(indent=2))
+
+
+def result_of(entry: CellEntry) -> CellResult:
+    """A planned cell as a row without numbers: ``skipped`` with its reason, or not run yet (outcome None)."""
+    cell = entry.cell
+    return CellResult(
+        cell=cell.id,
+        layout=cell.layout.slug,
+        mode=cell.mode,
+        routing=cell.routing,
+        model=cell.model.model_dump(mode="json"),
+        train=cell.train.model_dump(mode="json"),
+        varied=entry.varied,
+        outcome="skipped" if entry.skip_reason else None,
+        reason=entry.skip_reason or "not run yet",
+        world_size=cell.world_size,
+    )
+
+
+def create_run(reports_dir: Path, record: RunRecord, scenario_text: str) -> RunDirectory:
+    """A new directory ``<20261122T101500Z>-<scenario>-<4 hex>`` with ``run.json`` and ``scenario.toml``.
+
+    Raises RunError when the directory cannot be made (a file in the way, no right to write).
+    """
+    stamp = datetime.fromisoformat(record.started).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    name = re.sub(r"[^a-zA-Z0-9._-]", "-", record.name)[:64]
+    path = reports_dir / f"{stamp}-{name}-{secrets.token_hex(2)}"
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"cannot make the run directory under '{reports_dir}': {error.strerror}") from None
+    run = RunDirectory(path)
+    (path / "scenario.toml").write_text(scenario_text, encoding="utf-8")
+    run.write_run(record)
+    return run
+
+
+def open_run(name: Path | str, *, reports_dir: Path = Path("reports")) -> RunDirectory:
+    """The run at a path, with a (unique start of a) name under ``reports_dir``, or the ``latest`` there.
+
+    Raises RunError in one sentence when there is none, several, or one that cannot be read.
+    """
+    text = str(name)
+    if _is_directory(Path(text)):
+        path = Path(text)
+    elif text == "latest":
+        path = _latest(reports_dir)
+    else:
+        path = _named(text, reports_dir)
+    _read_run(path)
+    return RunDirectory(path)
+
+
+def _read_run(path: Path) -> RunRecord:
+    file = path / "run.json"
+    found = read_json(file)
+    if found is None:
+        raise RunError(f"'{_shortened(str(path))}' is no run directory: it has no readable run.json")
+    version = found.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise RunError(f"'{file}' is of schema {version}; this epbench reads schema {SCHEMA_VERSION}")
+    try:
+        return RunRecord.model_validate(found)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise RunError(f"'{file}' is damaged at '{where}'; run the scenario again") from None
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
+def _runs(reports_dir: Path) -> Iterator[Path]:
+    if reports_dir.is_dir():
+        yield from sorted(path for path in reports_dir.iterdir() if _NAME_OF_RUN.fullmatch(path.name))
+
+
+def _latest(reports_dir: Path) -> Path:
+    runs = list(_runs(reports_dir))
+    if not runs:
+        raise RunError(f"there is no run under '{reports_dir}'; make one with: epbench run SCENARIO")
+    return runs[-1]
+
+
+def _named(text: str, reports_dir: Path) -> Path:
+    matches = [path for path in _runs(reports_dir) if text and text in path.name]
+    exact = [path for path in matches if path.name == text]
+    if len(exact or matches) == 1:
+        return (exact or matches)[0]
+    if matches:
+        raise RunError(
+            f"'{_shortened(text)}' fits {len(matches)} runs under '{reports_dir}': give more of its name"
+        )
+    raise RunError(f"there is no run '{_shortened(text)}', neither as a path nor under '{reports_dir}'")
+
+
+def _shortened(text: str) -> str:
+    printable = "".join(c if c.isprintable() else "?" for c in text)
+    return printable if len(printable) <= _SHOWN_CHARACTERS else printable[:_SHOWN_CHARACTERS] + "..."
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None if there is no whole one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def read_record(path: Path, kind: type[Record]) -> Record | None:
+    """A record of ``kind``, or None if the file is absent, torn or of another schema."""
+    found = read_json(path)
+    if found is None:
+        return None
+    try:
+        return kind.model_validate(found)
+    except ValidationError:
+        return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a power cut, sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

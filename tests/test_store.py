@@ -1,0 +1,154 @@
+"""A run directory survives torn files, hostile names and schemas of another day."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from epbench.cells import Cell
+from epbench.errors import RunError
+from epbench.layout import Layout
+from epbench.records import CellResult, EnvironmentRecord, RunRecord
+from epbench.store import CellEntry, RunDirectory, create_run, open_run, result_of, write_atomically
+
+CELL = Cell(layout=Layout(dp_shard=2, ep=2))
+
+
+def make_record(name: str = "demo", started: str = "2026-11-22T10:15:00+00:00") -> RunRecord:
+    environment = EnvironmentRecord(
+        device="cpu", device_name="cpu", device_memory_bytes=None, world_size=2, driver=None, torch="2.13.0",
+        cuda=None, nccl=None, python="3.11", variables={}, code="c", digest="d",
+    )  # fmt: skip
+    return RunRecord(
+        name=name, description="", started=started, scenario_path="demo.toml", scenario_digest="s",
+        device_reason="asked for", command=["epbench"], environment=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return create_run(tmp_path / "reports", make_record(), "schema = 1\n")
+
+
+def finished(entry: CellEntry) -> CellResult:
+    return result_of(entry).model_copy(update={"outcome": "ok", "reason": None, "step_s": 0.25})
+
+
+def test_the_name_tells_time_and_scenario(run: RunDirectory) -> None:
+    stamp, name, tail = run.path.name.split("-")
+    assert (stamp, name, len(tail)) == ("20261122T101500Z", "demo", 4)
+    assert (run.path / "scenario.toml").read_text() == "schema = 1\n"
+
+
+def test_view_has_every_planned_cell_in_order(run: RunDirectory) -> None:
+    entries = [
+        CellEntry(order=0, cell=CELL),
+        CellEntry(order=1, cell=CELL.model_copy(update={"mode": "compiled"})),
+        CellEntry(order=2, cell=Cell(layout=Layout(dp_shard=3)), skip_reason="3 does not divide 4"),
+    ]
+    for entry in reversed(entries):
+        run.write_cell(entry)
+    run.write_result(finished(entries[1]))
+    rows = run.view().cells
+    assert [row.cell for row in rows] == [entry.cell.id for entry in entries]
+    assert [(row.outcome, row.reason) for row in rows] == [
+        (None, "not run yet"),
+        ("ok", None),
+        ("skipped", "3 does not divide 4"),
+    ]
+
+
+@pytest.mark.parametrize("damage", ["torn", "foreign", "empty", "another cell's"])
+def test_a_damaged_result_counts_as_absent(run: RunDirectory, damage: str) -> None:
+    entry = CellEntry(order=0, cell=CELL)
+    run.write_cell(entry)
+    run.write_result(finished(entry))
+    file = run.cell_path(CELL.id) / "result.json"
+    whole = json.loads(file.read_text())
+    text = {
+        "torn": file.read_text()[:200],
+        "foreign": json.dumps(whole | {"a_later_field": 1}),
+        "empty": "",
+        "another cell's": json.dumps(whole | {"cell": "dp9"}),
+    }[damage]
+    file.write_text(text)
+    assert run.read_result(CELL.id) is None
+    assert run.view().cells[0].outcome is None
+
+
+@pytest.mark.parametrize("hostile", ["..", ".", "../x", "a/b", "", "x" * 10_000, "<script>", "a\0b"])
+def test_no_cell_lies_outside_the_run(run: RunDirectory, hostile: str) -> None:
+    with pytest.raises(RunError, match="not the id of a cell"):
+        run.cell_path(hostile)
+
+
+@pytest.mark.parametrize("hostile", ["..", "../../etc/passwd", "a/b", "x" * 10_000, "<script>"])
+def test_a_hostile_scenario_name_stays_inside(tmp_path: Path, hostile: str) -> None:
+    made = create_run(tmp_path / "reports", make_record(hostile), "")
+    assert made.path.parent == tmp_path / "reports"
+    assert list(tmp_path.iterdir()) == [tmp_path / "reports"]
+
+
+def test_open_by_path_name_part_and_latest(tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    old = create_run(reports, make_record("old", "2026-01-01T00:00:00+00:00"), "")
+    new = create_run(reports, make_record("new", "2026-01-02T00:00:00+00:00"), "")
+    (reports / "samples").mkdir()
+    assert open_run(old.path) == old
+    assert open_run("latest", reports_dir=reports) == new
+    assert open_run("-old-", reports_dir=reports) == old
+    assert open_run(new.path.name, reports_dir=reports) == new
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nothing", "no run 'nothing'"),
+        ("demo", "fits 2 runs"),
+        ("x" * 10_000, r"no run 'x{80}\.\.\.'"),
+        ("a\0b", "no run 'a.b'"),
+        ("", "no run directory|no run ''"),
+    ],
+)
+def test_a_run_that_is_not_there(tmp_path: Path, name: str, sentence: str) -> None:
+    for _ in range(2):
+        create_run(tmp_path, make_record(), "")
+    with pytest.raises(RunError, match=sentence):
+        open_run(name, reports_dir=tmp_path)
+
+
+def test_latest_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no run under"):
+        open_run("latest", reports_dir=tmp_path / "reports")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "no readable run.json"),
+        ('{"schema_version": 99}', "schema 99"),
+        ('{"schema_version": 1}', "damaged at"),
+    ],
+)
+def test_a_directory_of_another_kind(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(RunError, match=sentence):
+        open_run(tmp_path)
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("")
+    with pytest.raises(RunError, match="cannot make the run directory"):
+        create_run(tmp_path / "reports", make_record(), "")
+
+
+def test_writing_leaves_no_temporary_file(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "file.json", "{}")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.json"]
+
+
+def test_events_are_lines(run: RunDirectory) -> None:
+    run.event({"event": "one"})
+    run.event({"event": "two"})
+    lines = (run.path / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["one", "two"]
