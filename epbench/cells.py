@@ -27,7 +27,7 @@ class ModelSpec(Frozen):
     """Sizes of a Qwen3-MoE decoder. Defaults are the ``tiny`` preset, legal for every axis at 4 ranks."""
 
     preset: str = "tiny"
-    num_layers: int = Field(2, gt=0)
+    num_layers: int = Field(2, gt=0, le=10_000)
     total_layers: int = Field(2, gt=0, description="layers of the published model: '4 of 48 layers'")
     hidden_size: int = Field(64, gt=0)
     intermediate_size: int = Field(128, gt=0, description="width of dense layers")
@@ -44,6 +44,9 @@ class ModelSpec(Frozen):
     rope_theta: float = Field(1e6, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
+    expert_initializer_scale: float = Field(
+        1.0, gt=0, description="times initializer_range; verification uses 8"
+    )
     tie_word_embeddings: bool = False
     checkpoint: str | None = None
 
@@ -169,7 +172,10 @@ class Cell(Frozen):
     @property
     def id(self) -> str:
         """``<slug>-<mode>-<routing>-<6 hex>``, of characters ``[a-z0-9._-]`` only."""
-        return f"{self.layout.slug}-{self.mode}-{self.routing.replace(':', '-')}-{self.digest[:6]}"
+        kind, _, value = self.routing.partition(":")
+        value = digest(value)[:4] if kind == "replay" else value
+        routing = f"{kind}-{value}" if value else kind
+        return f"{self.layout.slug}-{self.mode}-{routing}-{self.digest[:6]}"
 
     @property
     def digest(self) -> str:

@@ -1,0 +1,30 @@
+"""The order in which a model is spread over a mesh: TP, EP, CP, compile (of pieces), checkpointing, FSDP."""
+
+from epbench.cells import Cell
+from epbench.model.decoder import Decoder
+from epbench.parallel.checkpointing import apply_checkpointing
+from epbench.parallel.compilation import apply_compile
+from epbench.parallel.context import apply_context_parallel
+from epbench.parallel.data import apply_fsdp
+from epbench.parallel.expert import apply_expert_parallel
+from epbench.parallel.loss import FusedLoss
+from epbench.parallel.mesh import ParallelDims
+from epbench.parallel.tensor import apply_tensor_parallel
+
+__all__ = ["parallelize"]
+
+
+def parallelize(model: Decoder, dims: ParallelDims, cell: Cell) -> None:
+    """Spreads ``model``, on the meta device, over the mesh, in place."""
+    layout = cell.layout
+    tp = dims.axis("tp") if layout.tp > 1 else None
+    if tp is not None:
+        apply_tensor_parallel(model, dims.dense["tp"], tp, split_experts=layout.etp > 1)
+    apply_expert_parallel(model, dims)
+    if layout.cp > 1:
+        apply_context_parallel(model, dims.axis("cp"))
+    model.head.loss = FusedLoss(tp)
+    if cell.mode == "compiled":
+        apply_compile(model)
+    apply_checkpointing(model, cell.train.activation_checkpointing)
+    apply_fsdp(model, dims, cell.train)

@@ -1,0 +1,235 @@
+"""Every collective that the stack issues itself: differentiable, labelled, and opaque to the compiler.
+
+Each is a custom op whose Python body runs at run time in eager and in compiled code alike, so that one
+``record_function`` label (epbench.labels) marks the call in both, on gloo and on NCCL. Row counts that only
+the data decides enter as a CPU tensor of splits: the graph sees one unknown size and no list of Python
+integers, hence neither a graph break nor a recompile when the counts change.
+
+The backward of an all-to-all is the all-to-all with swapped splits; gathering and scattering the sequence are
+each other's.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.profiler import record_function
+
+from epbench.labels import CommLabel
+from epbench.parallel import compat
+
+__all__ = [
+    "Axis",
+    "all_reduce_",
+    "all_to_all",
+    "all_to_all_even",
+    "exchange_counts",
+    "gather_sequence",
+    "scatter_sequence",
+]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh as collectives need it: plain strings and integers, so that a graph can hold it."""
+
+    name: str
+    group: str  # name of the process group
+    size: int
+    rank: int  # of this process in the group
+
+    @classmethod
+    def of(cls, mesh: DeviceMesh, name: str) -> "Axis":
+        """The axis that the 1-D ``mesh`` spans."""
+        return cls(name, mesh.get_group().group_name, mesh.size(), mesh.get_local_rank())
+
+
+def _group(name: str) -> dist.ProcessGroup:
+    resolve: Callable[[str], dist.ProcessGroup] = dist.distributed_c10d._resolve_process_group
+    return resolve(name)
+
+
+def _label(
+    op: str, purpose: str, axis: str, phase: str, group: dist.ProcessGroup, sent: Tensor, received: Tensor
+) -> AbstractContextManager[Any]:
+    if phase == "forward" and torch._C._current_graph_task_id() != -1:
+        phase = "recompute"  # a forward that runs inside backward is activation checkpointing's
+    ranks = dist.get_process_group_ranks(group)
+    return record_function(
+        CommLabel(op, purpose, phase, axis, min(ranks), len(ranks), sent.nbytes, received.nbytes).text
+    )
+
+
+# ---------------------------------------------------------------- all-to-all
+
+
+@torch.library.custom_op("epbench::all_to_all", mutates_args=())
+def _all_to_all(
+    x: Tensor, splits: Tensor, rows: int | None, reverse: bool, group: str, axis: str, purpose: str, phase: str
+) -> Tensor:
+    process_group = _group(group)
+    sent, received = splits.tolist() if not reverse else splits.flip(0).tolist()
+    x = x.contiguous()
+    output = x.new_empty((sum(received), *x.shape[1:]))
+    with _label("all_to_all", purpose, axis, phase, process_group, x, output):
+        dist.all_to_all_single(output, x, received, sent, group=process_group)
+    return output
+
+
+@_all_to_all.register_fake
+def _(
+    x: Tensor, splits: Tensor, rows: int | None, reverse: bool, group: str, axis: str, purpose: str, phase: str
+) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size() if rows is None else rows
+    return x.new_empty((size, *x.shape[1:]))
+
+
+def _save_all_to_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, splits, _rows, *ctx.how = inputs
+    ctx.rows = x.shape[0]
+    ctx.save_for_backward(splits)
+
+
+def _all_to_all_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (splits,) = ctx.saved_tensors
+    reverse, group, axis, purpose, _phase = ctx.how
+    dx = _all_to_all(grad, splits, ctx.rows, not reverse, group, axis, purpose, "backward")
+    return dx, *[None] * 7
+
+
+_all_to_all.register_autograd(_all_to_all_backward, setup_context=_save_all_to_all)
+
+
+def all_to_all(
+    x: Tensor, splits: Tensor, *, axis: Axis, purpose: str, reverse: bool = False, rows: int | None = None
+) -> Tensor:
+    """Exchanges rows of ``x`` [rows sent, ...]; returns [rows received, ...], in order of source rank.
+
+    ``splits`` [2, axis.size] int64 on the CPU: rows sent to and received from each rank; ``reverse`` swaps the
+    two. ``rows`` states the number received where it is known beforehand, which spares the graph an unknown.
+    """
+    return _all_to_all(x, splits, rows, reverse, axis.group, axis.name, purpose, "forward")
+
+
+@torch.library.custom_op("epbench::all_to_all_even", mutates_args=())
+def _all_to_all_even(x: Tensor, group: str, axis: str, purpose: str, phase: str) -> Tensor:
+    process_group, x = _group(group), x.contiguous()
+    output = torch.empty_like(x)
+    with _label("all_to_all", purpose, axis, phase, process_group, x, output):
+        dist.all_to_all_single(output, x, group=process_group)
+    return output
+
+
+@_all_to_all_even.register_fake
+def _(x: Tensor, group: str, axis: str, purpose: str, phase: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _all_to_all_even_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _all_to_all_even(grad, *ctx.how, "backward"), *[None] * 4
+
+
+def _save_how(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _x, *ctx.how, _phase = inputs
+
+
+_all_to_all_even.register_autograd(_all_to_all_even_backward, setup_context=_save_how)
+
+
+def all_to_all_even(x: Tensor, *, axis: Axis, purpose: str) -> Tensor:
+    """Exchanges equal chunks: ``x`` [axis.size, ...], chunk i goes to rank i; returns the same shape."""
+    return _all_to_all_even(x, axis.group, axis.name, purpose, "forward")
+
+
+@torch.library.custom_op("epbench::exchange_counts", mutates_args=())
+def _exchange_counts(counts: Tensor, group: str, size: int, axis: str, phase: str) -> tuple[Tensor, Tensor]:
+    process_group = _group(group)
+    received = torch.empty_like(counts)
+    with _label("all_to_all", "count_exchange", axis, phase, process_group, counts, received):
+        dist.all_to_all_single(received, counts, group=process_group)
+    by_rank = torch.stack([counts.view(size, -1).sum(1), received.view(size, -1).sum(1)])
+    return received.view(size, -1), by_rank.cpu()
+
+
+@_exchange_counts.register_fake
+def _(counts: Tensor, group: str, size: int, axis: str, phase: str) -> tuple[Tensor, Tensor]:
+    received = counts.new_empty((size, counts.shape[0] // size))
+    return received, torch.empty((2, size), dtype=counts.dtype, device="cpu")
+
+
+def exchange_counts(counts: Tensor, *, axis: Axis) -> tuple[Tensor, Tensor]:
+    """Tells every rank how many rows it will get, and this host how to split them.
+
+    ``counts`` [num_experts] int64: rows for each expert, experts in order of the rank that holds them. Returns
+    (received [axis.size, experts per rank] on the device, splits [2, axis.size] on the CPU). The copy of the
+    splits is the one place of a layer where the host waits for the device.
+    """
+    received, splits = _exchange_counts(counts, axis.group, axis.size, axis.name, "forward")
+    return received, splits
+
+
+# ---------------------------------------------------------------- the sequence, gathered and reduce-scattered
+
+
+@torch.library.custom_op("epbench::gather_sequence", mutates_args=())
+def _gather_sequence(x: Tensor, group: str, size: int, axis: str, phase: str) -> Tensor:
+    process_group, x = _group(group), x.contiguous()
+    output = x.new_empty((size, *x.shape))
+    with _label("all_gather", "tp", axis, phase, process_group, x, output):
+        compat.all_gather(output.flatten(0, 1), x, process_group)
+    return output.transpose(0, 1).reshape(x.shape[0], size * x.shape[1], *x.shape[2:])
+
+
+@_gather_sequence.register_fake
+def _(x: Tensor, group: str, size: int, axis: str, phase: str) -> Tensor:
+    return x.new_empty((x.shape[0], size * x.shape[1], *x.shape[2:]))
+
+
+@torch.library.custom_op("epbench::scatter_sequence", mutates_args=())
+def _scatter_sequence(x: Tensor, group: str, size: int, axis: str, phase: str) -> Tensor:
+    process_group = _group(group)
+    chunks = x.unflatten(1, (size, -1)).transpose(0, 1).contiguous()
+    output = torch.empty_like(chunks[0])
+    with _label("reduce_scatter", "tp", axis, phase, process_group, chunks, output):
+        compat.reduce_scatter(output, chunks.flatten(0, 1), process_group)
+    return output
+
+
+@_scatter_sequence.register_fake
+def _(x: Tensor, group: str, size: int, axis: str, phase: str) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1] // size, *x.shape[2:]))
+
+
+def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _scatter_sequence(grad, *ctx.how, "backward"), *[None] * 4
+
+
+def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _gather_sequence(grad, *ctx.how, "backward"), *[None] * 4
+
+
+_gather_sequence.register_autograd(_gather_backward, setup_context=_save_how)
+_scatter_sequence.register_autograd(_scatter_backward, setup_context=_save_how)
+
+
+def gather_sequence(x: Tensor, *, axis: Axis) -> Tensor:
+    """[B, S / n, ...] -> [B, S, ...]; the gradient is summed over the ranks and scattered."""
+    return _gather_sequence(x, axis.group, axis.size, axis.name, "forward")
+
+
+def scatter_sequence(x: Tensor, *, axis: Axis) -> Tensor:
+    """Sums [B, S, ...] over the ranks and keeps this rank's [B, S / n, ...]; the gradient is gathered."""
+    return _scatter_sequence(x, axis.group, axis.size, axis.name, "forward")
+
+
+def all_reduce_(x: Tensor, *, axis: Axis, purpose: str, op: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Reduces ``x`` over the ranks in place and returns it. Has no gradient."""
+    process_group = _group(axis.group)
+    with _label("all_reduce", purpose, axis.name, "forward", process_group, x, x):
+        dist.all_reduce(x, op=op, group=process_group)
+    return x

@@ -1,0 +1,136 @@
+"""Our own training stack behind the stack protocol: Qwen3-MoE in any legal layout, one optimizer step at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from epbench.cells import Cell
+from epbench.model.decoder import Block, Decoder
+from epbench.model.init import init_weights, shard_box
+from epbench.model.moe import Router
+from epbench.parallel.apply import parallelize
+from epbench.parallel.communication import all_reduce_
+from epbench.parallel.compilation import STRATEGY
+from epbench.parallel.gradients import clip_, is_first_replica, local_gradients, sum_of_squares
+from epbench.parallel.mesh import ParallelDims
+from epbench.parallel.optimizer import ShardedAdamW
+from epbench.parallel.routing import FORCED
+from epbench.stacks.protocol import Batch, StepDescription, World
+
+__all__ = ["Qwen3MoeStep", "build"]
+
+
+def build(cell: Cell, world: World) -> "Qwen3MoeStep":
+    """Meta device -> parallelise -> empty shards -> initial weights."""
+    dims = ParallelDims.build(cell.layout, device=world.device)
+    with torch.device("meta"):
+        model = Decoder(cell.model)
+    parallelize(model, dims, cell)
+    model.to_empty(device=world.device)
+    sizes = cell.model
+    init_weights(
+        model, seed=cell.train.seed, std=sizes.initializer_range, expert_scale=sizes.expert_initializer_scale
+    )
+    return Qwen3MoeStep(cell, world, dims, model)
+
+
+class Qwen3MoeStep:
+    """One training step of one cell; see :class:`epbench.stacks.protocol.Step`."""
+
+    def __init__(self, cell: Cell, world: World, dims: ParallelDims, model: Decoder) -> None:
+        self.cell, self.dims, self.model = cell, dims, model
+        self._device = world.device
+        self._world = dims.axis("world")
+        self._params = dict(model.named_parameters())
+        self._optimizer = ShardedAdamW(self._params.values(), cell.train)
+        self._rope = model.rope(cell.train.seq_len, world.device)
+        self._norm: Tensor | None = None
+        for router in self._routers():
+            self._prepare(router)
+
+    def _routers(self) -> Iterator[Router]:
+        for block in self.model.layers:
+            if isinstance(block, Block) and block.moe is not None:
+                yield block.moe.router
+
+    def _sequence_chunk(self, *, tp: bool) -> range:
+        """Positions that this rank holds: its cp chunk, and of that its tp chunk if ``tp``."""
+        layout, seq_len = self.cell.layout, self.cell.train.seq_len
+        chunk = seq_len // layout.cp
+        start = self.dims.coordinate("cp") * chunk
+        if tp:
+            chunk //= layout.tp
+            start += self.dims.coordinate("tp") * chunk
+        return range(start, start + chunk)
+
+    def _prepare(self, router: Router) -> None:
+        """Forced routing, and room for the record of the choice, for the tokens that reach this rank's router."""
+        held = self._sequence_chunk(tp=self.cell.layout.etp == 1)
+        positions = torch.arange(held.start, held.stop, device=self._device).repeat(self.cell.micro_batch_size)
+        model = self.cell.model
+        router.last_ids = torch.zeros(
+            (positions.shape[0], model.num_experts_per_tok), dtype=torch.int64, device=self._device
+        )
+        if self.cell.routing in FORCED:
+            force = FORCED[self.cell.routing]
+            router.forced_ids = force(positions, model.num_experts, model.num_experts_per_tok)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's rows and cp chunk, micro-batch by micro-batch."""
+        held = self._sequence_chunk(tp=False)
+        size = self.cell.micro_batch_size
+        first = self.dims.coordinate("data") * size * self.cell.num_micro_batches
+        for row in range(first, first + size * self.cell.num_micro_batches, size):
+            part = slice(row, row + size), slice(held.start, held.stop)
+            yield batch.tokens[part], batch.labels[part]
+
+    def run(self, batch: Batch) -> Tensor:
+        """One optimizer step; returns the global mean loss."""
+        for param in self._params.values():
+            param.grad = None
+        scale = (batch.labels != -100).sum().float().reciprocal()
+        loss = torch.zeros((), device=self._device)
+        for tokens, labels in self._micro_batches(batch):
+            part = self.model(tokens, labels, scale, self._rope)
+            part.backward()
+            loss += part.detach()
+        gradients = local_gradients(self._params.values())
+        squares = sum_of_squares(gradients, world_size=self._world.size, device=self._device)
+        totals = torch.stack([loss / self.cell.layout.tp, squares])  # every tp rank has the same loss
+        all_reduce_(totals, axis=self._world, purpose="norm")
+        self._norm = totals[1].sqrt()
+        clip_([grad for _, grad in gradients], self._norm, self.cell.train.max_grad_norm)
+        self._optimizer.step(gradients)
+        return totals[0]
+
+    def grad_norm(self) -> Tensor | None:
+        """Global norm before clipping."""
+        return self._norm
+
+    def named_full_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole gradients, put together one at a time from the shards of the first replica."""
+        for name, param in self._params.items():
+            assert param.grad is not None, f"{name} has no gradient"
+            whole = torch.zeros(param.shape, dtype=param.grad.dtype, device=self._device)
+            if is_first_replica(param):
+                part = tuple(slice(start, start + length) for start, length in shard_box(param))
+                whole[part] = param.grad.to_local() if isinstance(param.grad, DTensor) else param.grad
+            yield name, all_reduce_(whole, axis=self._world, purpose="norm")
+
+    def expert_ids(self) -> list[Tensor]:
+        """Per MoE layer the choice for the tokens that reached this rank's router."""
+        return [router.last_ids for router in self._routers() if router.last_ids is not None]
+
+    def describe(self) -> StepDescription:
+        """Sizes of this rank's shards."""
+        shards = [p._local_tensor if isinstance(p, DTensor) else p for p in self._params.values()]
+        resident = sum(shard.nbytes for shard in shards)
+        return StepDescription(
+            parameters=sum(p.numel() for p in self._params.values()),
+            parameter_bytes=resident,
+            gradient_bytes=resident,
+            optimizer_bytes=self._optimizer.state_bytes,
+            compile_strategy=STRATEGY if self.cell.mode == "compiled" else None,
+        )
