@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "legal_layouts", "parse_slug", "violations"]
 
 _AXES = {"rep": "dp_replicate", "dp": "dp_shard", "cp": "cp", "tp": "tp", "ep": "ep", "etp": "etp"}
-_PART = re.compile(r"([a-z]+)(0|[1-9][0-9]{0,6})", re.ASCII)
+_PART = re.compile(r"([a-z]+)(0|[1-9][0-9]{0,4})", re.ASCII)
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp8": 1}
 _GROUPED_MM_ALIGNMENT_BYTES = 16  # what F.grouped_mm asks of the strides of its operands
 
@@ -163,8 +163,8 @@ def _expert_mesh(case: _Case) -> Iterator[str]:
         yield f"etp = {layout.etp} is neither 1 nor tp = {layout.tp}"
     if case.span % (layout.ep * layout.etp):
         yield (
-            f"ep x etp = {layout.ep * layout.etp} does not divide dp_shard x cp x tp = {case.span}; "
-            f"nearest: {nearest(layout.ep * layout.etp, _divisors(case.span))}"
+            f"ep x etp = {layout.ep * layout.etp} does not divide dp_shard x cp x tp = {case.span}"
+            f"{_nearest_divisor('ep x etp', layout.ep * layout.etp, case.span)}"
         )
     if experts % layout.ep:
         yield _not_a_multiple("num_experts", experts, "ep", layout.ep)
@@ -185,8 +185,8 @@ def _expert_sharding(case: _Case) -> Iterator[str]:
         if width % layout.efsdp:
             yield (
                 f"efsdp x ep = {layout.efsdp * layout.ep} exceeds num_experts = {model.num_experts}, so "
-                f"efsdp = {layout.efsdp} must divide {name} = {width}; "
-                f"nearest efsdp: {nearest(layout.efsdp, _divisors(width))}"
+                f"efsdp = {layout.efsdp} must divide {name} = {width}"
+                f"{_nearest_divisor('efsdp', layout.efsdp, width)}"
             )
 
 
@@ -282,8 +282,12 @@ def _divisors(number: int) -> list[int]:
 
 
 def _not_a_multiple(name: str, value: int, axis: str, degree: int) -> str:
-    legal = nearest(degree, _divisors(value))
-    return f"{name} = {value} is not a multiple of {axis} = {degree}; nearest {axis}: {legal}"
+    return f"{name} = {value} is not a multiple of {axis} = {degree}{_nearest_divisor(axis, degree, value)}"
+
+
+def _nearest_divisor(name: str, value: int, number: int) -> str:
+    """``; nearest ep: 2 or 4``; nothing for numbers so large that they cannot be meant."""
+    return f"; nearest {name}: {nearest(value, _divisors(number))}" if number < 1 << 32 else ""
 
 
 def _nearest_multiple(value: int, step: int) -> str:

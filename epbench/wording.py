@@ -6,7 +6,7 @@ A name from a file or a command line can be 10 kB long or hold control character
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["either", "nearest", "shown", "suggestion"]
+__all__ = ["either", "nearest", "place", "shown", "suggestion"]
 
 _LIMIT = 60
 
@@ -42,3 +42,9 @@ def nearest(value: int, legal: Iterable[int]) -> str:
     below = [number for number in numbers if number < value][-1:]
     above = [number for number in numbers if number > value][:1]
     return either(below + above)
+
+
+def place(path: object) -> str:
+    """A path as a message begins with it: as typed, or shortened and escaped when it is hostile."""
+    text = str(path)
+    return text if len(text) <= 200 and text.isprintable() else shown(text)

@@ -222,7 +222,7 @@ def test_every_violated_rule_is_named_with_the_nearest_legal_value() -> None:
     assert violations(layout, world_size=8, model=QWEN3_30B, train=train) == [
         "dp_replicate x dp_shard x cp x tp = 27, but the world has 8 ranks",
         "etp = 2 is neither 1 nor tp = 3",
-        "ep x etp = 10 does not divide dp_shard x cp x tp = 27; nearest: 9 or 27",
+        "ep x etp = 10 does not divide dp_shard x cp x tp = 27; nearest ep x etp: 9 or 27",
         "num_experts = 128 is not a multiple of ep = 5; nearest ep: 4 or 8",
         "vocab_size = 151936 is not a multiple of tp = 3; nearest tp: 2 or 4",
         "num_attention_heads = 32 is not a multiple of tp = 3; nearest tp: 2 or 4",

@@ -1,0 +1,170 @@
+"""From the settings of a scenario document to its rows: cells, and why some of them will not run."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from epbench.cells import Cell, ModelSpec, TrainSpec
+from epbench.errors import LayoutError, ScenarioError
+from epbench.layout import Layout, legal_layouts, parse_slug, violations
+from epbench.scenario_file import Document
+from epbench.scenario_matrix import (
+    MAX_CELLS,
+    Setting,
+    flat,
+    include_settings,
+    matches,
+    matrix_settings,
+    slug_without_dp,
+)
+from epbench.scenario_schema import build_model, build_train, canonical_mode, canonical_routing, not_yet
+from epbench.wording import either, shown
+
+__all__ = ["PlannedCell", "plan_cells"]
+
+_MAX_WORLD_SIZE = 65_536
+_EXPECTATIONS: dict[str, Literal["ok", "oom", "any"]] = {"ok": "ok", "oom": "oom", "any": "any"}
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """One row of a run. ``skip_reason`` is None for what will run.
+
+    ``world_size`` is what was asked; it differs from the cell's own when the layout's degrees do not fit.
+    """
+
+    cell: Cell
+    skip_reason: str | None
+    world_size: int
+
+
+def plan_cells(document: Document) -> tuple[PlannedCell, ...]:
+    """All rows of a scenario in order; raises ScenarioError for what cannot be a row."""
+    where, tables = document.where, document.tables
+    rows = _limited(
+        (
+            row
+            for setting in matrix_settings(tables, where=where)
+            for row in _rows(document, setting, where=where)
+        ),
+        where=where,
+    )
+    for index, block in enumerate(tables.get("exclude", [])):
+        place = f"{where}: exclude[{index}]"
+        rows = [row for row in rows if not matches(block, row.cell, world_size=row.world_size, where=place)]
+    for index, block in enumerate(tables.get("include", [])):
+        place = f"{where}: include[{index}]"
+        settings = include_settings(block, where=place)
+        rows += _limited(
+            (row for setting in settings for row in _rows(document, setting, where=place)), where=where
+        )
+    return tuple(_one_row_a_cell(rows, where=where))
+
+
+def _limited(rows: Iterable[PlannedCell], *, where: str) -> list[PlannedCell]:
+    kept: list[PlannedCell] = []
+    for row in rows:
+        kept.append(row)
+        if len(kept) > MAX_CELLS:
+            raise ScenarioError(f"{where}: more than {MAX_CELLS} cells; split the scenario")
+    return kept
+
+
+def _one_row_a_cell(rows: list[PlannedCell], *, where: str) -> list[PlannedCell]:
+    """Refuse duplicates; where the world size varies, a layout that fits no or one world is one row."""
+    unique: dict[str, PlannedCell] = {}
+    seen: set[tuple[str, int]] = set()
+    for row in rows:
+        key = row.cell.digest
+        if (key, row.world_size) in seen:
+            raise ScenarioError(f"{where}: cell {row.cell.id} is planned twice; remove one")
+        seen.add((key, row.world_size))
+        if key not in unique or unique[key].skip_reason is not None:
+            unique[key] = row
+    return list(unique.values())
+
+
+def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[PlannedCell]:
+    """The cells of one setting: one, or with ``layout = "auto"`` one for each legal layout."""
+    base = flat({key: document.tables.get(key, {}) for key in ("model", "train")})
+    merged = base | setting
+    world_size = _world_size(merged.get("world_size", document.tables.get("world_size")), where=where)
+    model = build_model(_part(merged, "model"), where=where)
+    train = build_train(_part(merged, "train"), where=where)
+    _refuse_fixed(base, setting, where=where)
+    train, reasons = _on_device(train, setting, device=document.device)
+    routing = canonical_routing(merged.get("routing", "natural"), where=where)
+    later = (not_yet(key, value) for key, value in (setting | {"routing": routing}).items())
+    reasons += [reason for reason in later if reason]
+    mode = canonical_mode(merged.get("mode", "eager"), where=where)
+    fixed = "world_size" not in setting and document.fixed_world
+    for layout in _layouts(merged["layout"], world_size, model, train, fixed=fixed, where=where):
+        cell = Cell(
+            layout=layout,
+            mode=mode,
+            routing=routing,
+            model=model,
+            train=train,
+            expect=_expect(merged.get("expect", "ok"), where=where),
+        )
+        broken = violations(layout, world_size=world_size, model=model, train=train)
+        yield PlannedCell(cell, "; ".join(reasons + broken) or None, world_size)
+
+
+def _part(setting: Setting, table: str) -> dict[str, Any]:
+    prefix = f"{table}."
+    return {key.removeprefix(prefix): value for key, value in setting.items() if key.startswith(prefix)}
+
+
+def _refuse_fixed(base: Setting, setting: Setting, *, where: str) -> None:
+    """What is not built yet can be a row among others, but not what every row shares."""
+    for key, value in base.items():
+        reason = None if key in setting else not_yet(key, value)
+        if reason:
+            raise ScenarioError(f"{where}: {reason}")
+
+
+def _on_device(train: TrainSpec, setting: Setting, *, device: str) -> tuple[TrainSpec, list[str]]:
+    """On cpu all is computed in fp32; a lower precision that an axis asks for is not measured there."""
+    if device != "cpu" or train.compute_dtype == "fp32":
+        return train, []
+    if "train.compute_dtype" in setting:
+        return train, [f"train.compute_dtype = {train.compute_dtype} is not measured on cpu, which runs fp32"]
+    return train.model_copy(update={"compute_dtype": "fp32"}), []
+
+
+def _layouts(
+    value: Any, world_size: int, model: ModelSpec, train: TrainSpec, *, fixed: bool, where: str
+) -> list[Layout]:
+    """The layouts that one value of ``layout`` names.
+
+    Where nothing is legal, ``auto`` is plain dp, whose violations say why. A left-out dp that would not be
+    whole is an error on a fixed world, and dp = 1, a skipped row, where the world varies or is overridden.
+    """
+    if not isinstance(value, str):
+        raise ScenarioError(f"{where}: layout must be a slug such as dp2-ep2, or auto; got {shown(value)}")
+    if value == "auto":
+        return legal_layouts(world_size, model, train) or [Layout(dp_shard=world_size)]
+    try:
+        return [parse_slug(value, world_size=world_size)]
+    except LayoutError as error:
+        partial = None if fixed else slug_without_dp(value)
+        if partial is None:
+            raise LayoutError(f"{where}: {error}") from None
+        return [partial]
+
+
+def _world_size(value: Any, *, where: str) -> int:
+    if value is None:
+        raise ScenarioError(f"{where}: world_size is missing; write world_size = N, or give --world N")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_WORLD_SIZE:
+        raise ScenarioError(
+            f"{where}: world_size must be a whole number from 1 to {_MAX_WORLD_SIZE}, got {shown(value)}"
+        )
+    return value
+
+
+def _expect(value: Any, *, where: str) -> Literal["ok", "oom", "any"]:
+    if not isinstance(value, str) or value not in _EXPECTATIONS:
+        raise ScenarioError(f"{where}: expect must be {either(_EXPECTATIONS)}, got {shown(value)}")
+    return _EXPECTATIONS[value]
