@@ -1,0 +1,154 @@
+"""One process that has imported torch, so that a launch starts in a second instead of ten to nineteen.
+
+``python -m epbench.runner.forkserver FD`` serves a socket of JSON lines: ``{"launch": SPEC}`` forks an
+elastic agent (torchrun's own API), which forks the ranks; ``{"end": true}`` ends a launch early. The answer
+to a launch is ``{"ended": exit code}`` after *every* process of it is gone. The server is single-threaded,
+runs no tensor operation (OpenMP threads do not survive a fork) and never touches a device (a CUDA context
+does not either). When the parent's end of the socket closes, it kills what it started and ends.
+
+Only torch and epbench are imported here: a foreign stack's module could start threads or touch a device, so
+each rank imports it on its own.
+"""
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from epbench.runner.processes import become_subreaper, die_with_parent, end_descendants
+from epbench.runner.spec import LaunchSpec
+from epbench.store import write_atomically
+
+__all__ = ["main", "serve"]
+
+_PRELOADED = (
+    "torch",
+    "torch.distributed.device_mesh",
+    "torch.distributed.fsdp",
+    "torch.distributed.launcher.api",
+    "torch.distributed.tensor.parallel",
+    "torch.profiler",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "epbench.runner.worker",
+    "epbench.runner.verify",
+    "epbench.stacks.qwen3_moe",
+    "epbench.stacks.data",
+    "epbench.measure.clock",
+    "epbench.measure.memory",
+    "epbench.measure.capture",
+    "epbench.measure.routing",
+)
+_SHUTDOWN_S = 5
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer orders until the other end closes."""
+    become_subreaper()
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a rank's collector would otherwise copy this whole heap, page by page: 2 s and more
+    _answer(connection, {"ready": True})
+    orders = connection.makefile("r", encoding="utf-8")
+    while line := orders.readline():
+        order = json.loads(line)
+        if "launch" in order:
+            _answer(connection, {"ended": _launch(Path(order["launch"]), connection)})
+    end_descendants()
+
+
+def _answer(connection: socket.socket, answer: dict[str, Any]) -> None:
+    try:
+        connection.sendall(json.dumps(answer).encode() + b"\n")
+    except BrokenPipeError:  # the parent is gone; the next read says so
+        return
+
+
+def _launch(spec_path: Path, connection: socket.socket) -> int | None:
+    """Exit code of the agent, negative for a signal, None if it was ended by order."""
+    server = os.getpid()
+    agent = os.fork()
+    if agent == 0:
+        connection.close()
+        _agent(spec_path, server)
+    ended = os.pidfd_open(agent)
+    try:
+        ready, _, _ = select.select([connection.fileno(), ended], [], [])
+    finally:
+        os.close(ended)
+    code = os.waitstatus_to_exitcode(os.waitpid(agent, 0)[1]) if ended in ready else None
+    end_descendants()
+    return code
+
+
+def _agent(spec_path: Path, server: int) -> NoReturn:
+    """The forked child: torchrun for one launch, in a session of its own."""
+    code = 1
+    try:
+        os.setsid()
+        die_with_parent(server)
+        spec = LaunchSpec.read(spec_path)
+        _redirect(spec.error_log)
+        code = _run_elastic(spec)
+    except BaseException:  # the launch boundary: whatever happens here must not unwind into the server's loop
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(log: Path) -> None:
+    """Output of the agent and of the ranks that it forks goes to the launch's own file."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.close(descriptor)
+
+
+def _run_elastic(spec: LaunchSpec) -> int:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from epbench.runner.worker import run_rank
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=spec.cell.world_size,
+        run_id=f"epbench-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+        logs_specs=DefaultLogsSpecs(log_dir=str(spec.directory / "elastic")),
+        shutdown_timeout=_SHUTDOWN_S,
+    )
+    try:
+        elastic_launch(config, run_rank)(str(spec.path), os.getpid())
+    except ChildFailedError as error:
+        failures = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
+        write_atomically(spec.agent_file, json.dumps({"failures": failures}))
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Entry of ``python -m epbench.runner.forkserver FD``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        serve(connection)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What ended a launch, from what its ranks said, how the agent saw them end, and whether the watchdog
+stepped in.
+
+The order of the questions matters: want of memory on any rank explains everybody else's error; an exception
+of a rank's own explains the closed connections of its peers; a signal leaves no exception at all; and only
+when nobody has a cause of their own is the launch called hung.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from epbench.runner.ranklog import Failure, RankState
+from epbench.runner.victims import is_out_of_memory, is_secondary, requested_memory
+from epbench.runner.watch import LaunchEnd
+from epbench.store import read_json
+
+__all__ = ["Verdict", "judge"]
+
+_SHOWN_CHARACTERS = 300
+_SIGTERM = -15  # how the agent ends the peers of the rank that failed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a launch ended, and why in a sentence (None: it is ``ok``)."""
+
+    outcome: Literal["ok", "oom", "timeout", "crashed", "interrupted"]
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Failed:
+    state: RankState
+    failure: Failure
+
+    @property
+    def out_of_memory(self) -> bool:
+        return is_out_of_memory(self.failure.kind, self.failure.message)
+
+    @property
+    def secondary(self) -> bool:
+        return is_secondary(self.failure.kind, self.failure.message)
+
+
+def judge(end: LaunchEnd) -> Verdict:
+    """The verdict on a launch that has ended."""
+    if end.stop == "interrupted":
+        return Verdict("interrupted", "ended by the keyboard")
+    if end.exit_code == 0 and all(state.done for state in end.ranks):
+        return Verdict("ok")
+    failed = [_Failed(state, state.failure) for state in end.ranks if state.failure]
+    failed.sort(key=lambda one: one.failure.time_s)
+    return (
+        _out_of_memory(failed)
+        or _own_exception(failed)
+        or _killed(end)
+        or _hung(end)
+        or _unexplained(end, failed)
+    )
+
+
+def _out_of_memory(failed: Sequence[_Failed]) -> Verdict | None:
+    for one in failed:
+        if one.out_of_memory:
+            size = requested_memory(one.failure.message)
+            asked = f": asked for {size}" if size else ""
+            return Verdict(
+                "oom", f"rank {one.state.rank} ran out of memory during {one.failure.phase}{asked}"
+            )
+    return None
+
+
+def _own_exception(failed: Sequence[_Failed]) -> Verdict | None:
+    return next((_raised(one) for one in failed if not one.secondary), None)
+
+
+def _raised(one: _Failed) -> Verdict:
+    lines = one.failure.message.strip().splitlines()
+    message = f": {_shortened(lines[0])}" if lines else ""
+    where = f"rank {one.state.rank} raised {one.failure.kind} during {one.failure.phase}"
+    return Verdict("crashed", where + message)
+
+
+def _killed(end: LaunchEnd) -> Verdict | None:
+    """A rank that ended without an exception, as the elastic agent saw it."""
+    failures = (read_json(end.spec.agent_file) or {}).get("failures", {})
+    for rank, code in sorted(failures.items(), key=lambda item: int(item[0])):
+        state = end.ranks[int(rank)]
+        if state.failure is None and code != _SIGTERM:
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+            return Verdict("crashed", f"rank {rank} {how} during {state.phase}")
+    return None
+
+
+def _hung(end: LaunchEnd) -> Verdict | None:
+    measure = end.spec.measure
+    if end.stop == "stalled":
+        silent = f"no sign of life from {_ranks(end.stuck)} for {measure.progress_timeout_s:g} s"
+        return Verdict("timeout", f"{silent}; {_furthest_behind(end)}")
+    if end.stop == "too long":
+        return Verdict("timeout", f"not done after {measure.launch_timeout_s:g} s; {_furthest_behind(end)}")
+    return None
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    return ("rank " if len(numbers) == 1 else "ranks ") + ", ".join(map(str, numbers))
+
+
+def _furthest_behind(end: LaunchEnd) -> str:
+    """Who is behind by phase and step or, among ranks that are level, by collectives issued."""
+    ranks = end.ranks
+    last = min(state.place for state in ranks)
+    behind = [state for state in ranks if state.place == last]
+    if len(behind) == len(ranks):
+        return f"all ranks stood {_place(behind[0])}{_fewest_collectives(end)}"
+    ahead = max(ranks, key=lambda state: state.place)
+    return (
+        f"{_ranks([s.rank for s in behind])} stood {_place(behind[0])}, others came as far as {_place(ahead)}"
+    )
+
+
+def _fewest_collectives(end: LaunchEnd) -> str:
+    """All ranks of a layout issue the same collectives: the one with fewer is what the others wait for."""
+    issued = {state.rank: _collectives_issued(end, state.rank) for state in end.ranks}
+    known = {rank: count for rank, count in issued.items() if count is not None}
+    if len(set(known.values())) < 2:
+        return ""
+    fewest, most = min(known.values()), max(known.values())
+    behind = [rank for rank, count in known.items() if count == fewest]
+    return f", {_ranks(behind)} after {fewest} collectives and others after {most}"
+
+
+def _collectives_issued(end: LaunchEnd, rank: int) -> int | None:
+    entries = (read_json(end.spec.flight_record(rank)) or {}).get("entries")
+    return max((entry["record_id"] for entry in entries), default=-1) + 1 if entries is not None else None
+
+
+def _place(state: RankState) -> str:
+    return f"in {state.phase}" + ("" if state.step is None else f" after step {state.step}")
+
+
+def _unexplained(end: LaunchEnd, failed: Sequence[_Failed]) -> Verdict:
+    """Only victims, or nobody at all, said anything."""
+    silent = [state for state in end.ranks if state.failure is None and not state.done]
+    if failed and silent:
+        names = _ranks([state.rank for state in silent])
+        return Verdict("crashed", f"{names} ended without a word during {silent[0].phase}")
+    if failed:
+        return _raised(failed[0])
+    return Verdict("crashed", f"the launch's agent ended with code {end.exit_code}: {_last_words(end)}")
+
+
+def _last_words(end: LaunchEnd) -> str:
+    try:
+        lines = end.spec.error_log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return "it wrote nothing"
+    return _shortened(next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing"))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."

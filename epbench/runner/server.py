@@ -1,0 +1,133 @@
+"""The parent's handle on the fork server: start it, order launches, be sure that all is gone at the end."""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from epbench.errors import UnfitMachineError
+
+__all__ = ["ForkServer", "launch_variables"]
+
+_IMPORT_TIMEOUT_S = 180
+_END_TIMEOUT_S = 30
+
+
+def launch_variables(device: str, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of the fork server and thereby of all ranks: the person's own, completed where unset.
+
+    One OpenMP thread a rank on CPU, or ranks fight over cores; one inductor compile thread there, because
+    its pool of helper processes costs more than it saves; one compile cache for all launches; a device
+    count that does not initialise CUDA before the fork.
+    """
+    cache = Path(variables.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "epbench"
+    defaults = {
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+    }
+    if device == "cpu":
+        defaults |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    return defaults | dict(variables)
+
+
+class ForkServer:
+    """One fork server process and the socket to it; a context manager that leaves nothing running."""
+
+    def __init__(self, variables: Mapping[str, str], log: Path) -> None:
+        self._variables = dict(variables)
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._received = b""
+
+    def __enter__(self) -> "ForkServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the server, while it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start it and wait until torch is imported (4 s on a laptop, 14 s on a GPU machine); no-op while
+        it runs.
+
+        Raises UnfitMachineError with the last line that it wrote when it cannot start.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        ours, theirs = socket.socketpair()
+        with self._log.open("ab") as log, theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "epbench.runner.forkserver", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._variables,
+                pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
+        self._socket = ours
+        self._received = b""
+        if not (self.wait(_IMPORT_TIMEOUT_S) or {}).get("ready"):
+            self.close()
+            raise UnfitMachineError(
+                f"the ranks' process cannot start: {self._last_words()} (see '{self._log}')"
+            )
+
+    def launch(self, spec: Path) -> None:
+        """Order a launch; :meth:`wait` tells when all of its processes are gone."""
+        self._send({"launch": str(spec.resolve())})
+
+    def end_launch(self) -> None:
+        """Kill the launch and wait until it is gone; a server that does not manage is replaced."""
+        self._send({"end": True})
+        if self.wait(_END_TIMEOUT_S) is None:
+            self.close()
+
+    def wait(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next answer, ``{"ended": None}`` if the server itself died, None when there is none in time."""
+        assert self._socket is not None, "the fork server is not running"
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            while b"\n" not in self._received:
+                if not selector.select(timeout_s):
+                    return None
+                chunk = self._socket.recv(65536)
+                if not chunk:
+                    return {"ended": None, "died": True}
+                self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Close the socket, on which the server ends all it started and itself."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is None:
+            return
+        try:
+            self._process.wait(_END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
+
+    def _send(self, order: dict[str, Any]) -> None:
+        assert self._socket is not None, "the fork server is not running"
+        try:
+            self._socket.sendall(json.dumps(order).encode() + b"\n")
+        except BrokenPipeError:  # it died; wait() says so
+            return
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

@@ -1,0 +1,75 @@
+"""What the parent asks of one launch, and the names of the files through which the two talk.
+
+A launch's directory holds ``spec.json`` (this order), ``rank-N.jsonl`` (what rank N says, see
+:mod:`epbench.runner.ranklog`), ``stack-N.txt`` and ``flight-N.json`` (where rank N stood when the watchdog
+asked), ``agent.json`` (how the elastic agent saw the ranks end), ``stderr.log`` and
+``trace/rank-N.json.gz``. The parent adds ``launch.json`` last.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from epbench.cells import Cell, Frozen, MeasureSpec
+from epbench.provenance import Device
+
+__all__ = ["PHASES", "LaunchSpec"]
+
+# In the order in which a rank passes them; who is in an earlier one is further behind.
+PHASES = ("fork", "start", "build", "verify", "warmup", "timing", "memory", "routing", "trace", "done")
+
+
+class LaunchSpec(Frozen):
+    """One fresh process group for one cell."""
+
+    cell: Cell
+    kind: Literal["verify", "measure"]
+    index: int = Field(ge=0, description="of the launches of this cell")
+    order: int = Field(ge=0, description="place among all launches of the run")
+    device: Device
+    measure: MeasureSpec
+    detailed: bool = Field(True, description="memory, routing and trace passes after the timing pass")
+    directory: Path
+
+    @property
+    def group_timeout_s(self) -> float:
+        """Time-out of the process group: later than the watchdog, which knows better who is to blame."""
+        return self.measure.progress_timeout_s + 30
+
+    def rank_log(self, rank: int) -> Path:
+        """What rank ``rank`` says, one JSON object a line."""
+        return self.directory / f"rank-{rank}.jsonl"
+
+    def stack_dump(self, rank: int) -> Path:
+        """Where rank ``rank`` stood when the watchdog asked."""
+        return self.directory / f"stack-{rank}.txt"
+
+    def flight_record(self, rank: int) -> Path:
+        """Which collectives rank ``rank`` had issued when the watchdog asked (torch's flight recorder)."""
+        return self.directory / f"flight-{rank}.json"
+
+    @property
+    def agent_file(self) -> Path:
+        """How the elastic agent saw the ranks end."""
+        return self.directory / "agent.json"
+
+    @property
+    def error_log(self) -> Path:
+        """Standard error (and output) of the agent and all ranks."""
+        return self.directory / "stderr.log"
+
+    @property
+    def trace_directory(self) -> Path:
+        """Profiler traces, one a rank."""
+        return self.directory / "trace"
+
+    @property
+    def path(self) -> Path:
+        """This order as a file."""
+        return self.directory / "spec.json"
+
+    @classmethod
+    def read(cls, path: Path) -> "LaunchSpec":
+        """The order in a file."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))

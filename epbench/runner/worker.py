@@ -1,0 +1,180 @@
+"""One rank of one launch: build, warm up, time, then the memory, routing and trace passes, each apart.
+
+The passes are apart because each changes what the others measure: a profiler in the timed loop turned a
+2.17x into a 1.87x (pytorch #181043). Everything that this rank learns goes to its ``rank-N.jsonl``; the
+parent judges.
+
+Forked by the elastic agent on one node; under torchrun's command line, for several nodes::
+
+    torchrun --nnodes 2 --nproc-per-node 8 ... -m epbench.runner.worker LAUNCH/spec.json
+"""
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from epbench.errors import ScenarioError
+from epbench.runner.processes import die_with_parent
+from epbench.runner.ranklog import RankLog
+from epbench.runner.spec import LaunchSpec
+from epbench.runner.victims import is_secondary
+from epbench.store import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from epbench.stacks.protocol import Step, World
+
+__all__ = ["main", "run_rank"]
+
+NUM_BATCHES = 8  # used in turn; the first five losses are compared across layouts
+_STAND_BACK_S = 2.0
+
+
+def run_rank(spec_path: str, agent: int | None = None) -> None:
+    """Do what the order says, as the rank that the environment names; raises what ended this rank.
+
+    ``agent`` is the process that forked this one: the rank does not outlive it.
+    """
+    if agent is not None:
+        die_with_parent(agent)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # the agent's Python handlers, inherited, never run in a collective
+        signal.signal(number, signal.SIG_DFL)
+    spec = LaunchSpec.read(Path(spec_path))
+    rank = int(os.environ["RANK"])
+    log = RankLog(spec.rank_log(rank))
+    with spec.stack_dump(rank).open("w") as stacks:
+        faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+        _record_flight_when_asked(spec.flight_record(rank))
+        try:
+            _run(spec, log)
+        except BaseException as error:  # the launch boundary: the parent must learn what ended this rank
+            log.failure(error)
+            _stand_back(error)
+            raise
+        finally:
+            faulthandler.unregister(signal.SIGUSR1)
+
+
+def _record_flight_when_asked(path: Path) -> None:
+    """On SIGUSR2, write which collectives this rank has issued; a thread, for a hung rank runs no handler."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+
+    def record() -> None:
+        signal.sigwait({signal.SIGUSR2})
+        flight: bytes = torch._C._distributed_c10d._dump_fr_trace_json()  # type: ignore[attr-defined]
+        write_atomically(path, flight.decode())
+
+    threading.Thread(target=record, name="flight-recorder", daemon=True).start()
+
+
+def _stand_back(error: BaseException) -> None:
+    """A victim of another rank's end waits to be ended, so that the agent sees the cause first."""
+    if is_secondary(type(error).__name__, str(error)):
+        threading.Event().wait(_STAND_BACK_S)
+
+
+def _run(spec: LaunchSpec, log: RankLog) -> None:
+    log.phase("start", process_id=os.getpid(), host=socket.gethostname(), torch=torch.__version__)
+    with _process_group(spec) as world:
+        log.result("host", _host(world))
+        if spec.kind == "verify":
+            _verify(spec, world, log)
+        else:
+            _measure(spec, world, log)
+        log.phase("done")
+
+
+@contextmanager
+def _process_group(spec: LaunchSpec) -> "Iterator[World]":
+    """The world, gone again afterwards unless the launch is failing (a broken group does not say goodbye)."""
+    from epbench.stacks.protocol import World
+
+    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if world_size != spec.cell.world_size:
+        raise ScenarioError(
+            f"{spec.cell.id} needs {spec.cell.world_size} ranks; torchrun started {world_size}"
+        )
+    device = torch.device(spec.device, local_rank) if spec.device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=timedelta(seconds=spec.group_timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
+    yield World(rank, world_size, local_rank, device)
+    dist.destroy_process_group()
+
+
+def _host(world: "World") -> dict[str, Any]:
+    """What differs between machines of one kind, kept per launch and out of the environment's digest."""
+    host: dict[str, Any] = {"name": socket.gethostname()}
+    if world.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(world.device)
+        host["gpu_uuid"] = str(properties.uuid)
+        host["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+    return host
+
+
+def _verify(spec: LaunchSpec, world: "World", log: RankLog) -> None:
+    from epbench.runner.verify import verify_cell
+
+    log.phase("verify")
+    measure = spec.measure
+    log.result(
+        "verify", verify_cell(spec.cell, world, scope=measure.verify, tolerance=measure.verify_tolerance)
+    )
+
+
+def _measure(spec: LaunchSpec, world: "World", log: RankLog) -> None:
+    from epbench.measure.clock import time_steps
+    from epbench.stacks.data import batches
+    from epbench.stacks.protocol import load_stack
+
+    log.phase("build")
+    step = load_stack(spec.cell.train.stack)(spec.cell, world)
+    data = batches(spec.cell, NUM_BATCHES, world.device)
+    log.result("timing", time_steps(step, data, world, spec.measure, on_progress=log.beat))
+    log.result("description", step.describe())
+    if spec.detailed:
+        _look_closer(spec, step, data, world=world, log=log)
+
+
+def _look_closer(spec: LaunchSpec, step: "Step", data: Any, *, world: "World", log: RankLog) -> None:
+    from epbench.measure.capture import trace_pass
+    from epbench.measure.memory import memory_pass
+    from epbench.measure.routing import expert_load
+
+    log.phase("memory")
+    log.result("memory", memory_pass(step, data[0], world))
+    log.phase("routing")
+    log.result("expert_load", expert_load(step, spec.cell, world))
+    log.phase("trace")
+    spec.trace_directory.mkdir(exist_ok=True)
+    trace_pass(step, data, world, steps=spec.measure.trace_steps, directory=spec.trace_directory)
+
+
+def main() -> None:
+    """Entry of ``torchrun -m epbench.runner.worker SPEC.json``; saves two seconds of interpreter teardown."""
+    run_rank(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
