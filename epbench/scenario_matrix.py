@@ -135,7 +135,7 @@ def matches(block: dict[str, Any], cell: Cell, *, world_size: int, where: str) -
 def _equal(key: str, pattern: Any, value: Any, *, world_size: int, where: str) -> bool:
     if isinstance(pattern, str):
         if key == "layout" and not any(char in pattern for char in "*?["):
-            return _canonical_slug(pattern, world_size, where=where) == value
+            return bool(_canonical_slug(pattern, world_size, where=where) == value)
         return fnmatchcase(str(value), pattern)
     return isinstance(pattern, bool) is isinstance(value, bool) and bool(pattern == value)
 

@@ -1,0 +1,238 @@
+"""The command line: what a person types, turned into one call each. No logic, and nothing heavy at import.
+
+stdout is the product and stderr everything else. A person's mistake is one sentence and exit code 2 (6 when
+the machine is unfit); a crash of epbench's own is one sentence and exit code 1, and ``EPBENCH_TRACEBACK=1``
+shows where.
+"""
+
+import io
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from epbench.errors import EpbenchError, ScenarioError
+from epbench.wording import shown
+
+__all__ = ["app", "main", "parse_duration"]
+
+_LONGEST_ARGUMENT = 4096  # bytes of the longest path that Linux opens
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class _FrontDoor(TyperGroup):
+    """Turns what a command raises into one sentence and an exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; raises SystemExit only."""
+        try:
+            _refuse_long_arguments(kwargs.get("args") or (args[0] if args else None) or sys.argv[1:])
+            return super().main(*args, **kwargs)
+        except EpbenchError as error:
+            typer.echo(f"epbench: {error}", err=True)
+            sys.exit(error.exit_code)
+        except Exception as error:
+            _report_crash(error)
+            sys.exit(1)
+
+
+app = typer.Typer(
+    name="epbench",
+    cls=_FrontDoor,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Benchmark and profile parallelism layouts (EP/TP/CP/DP) for training Mixture-of-Experts models.",
+    epilog="Start here: epbench plan scenarios/quick.toml, then epbench run scenarios/quick.toml",
+)
+
+_Scenario = Annotated[
+    Path, typer.Argument(metavar="SCENARIO", help="a scenario file, e.g. scenarios/quick.toml")
+]
+_Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="a run directory, a unique part of its name, or 'latest'")
+]
+_World = Annotated[
+    int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")
+]
+_Device = Annotated[
+    str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="instead of the file's")
+]
+_Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
+
+
+@app.command()
+def plan(
+    scenario: Annotated[
+        Path | None, typer.Argument(metavar="[SCENARIO]", help="a scenario file, e.g. scenarios/quick.toml")
+    ] = None,
+    *,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="PRESET", help="all legal layouts of a model; needs --world"),
+    ] = None,
+    world: _World = None,
+    device: _Device = None,
+    as_json: _Json = False,
+) -> None:
+    """List the cells of a scenario, and those it skips with every reason. Runs nothing."""
+    from epbench.plan_table import plan_json, render_plan
+    from epbench.scenario import load_scenario, preset_scenario
+
+    if (scenario is None) == (model is None):
+        raise ScenarioError("plan needs either a scenario file, or --model PRESET with --world N")
+    if model is not None and world is None:
+        raise ScenarioError("--model needs --world N, the number of ranks to lay out")
+    planned = (
+        load_scenario(scenario, world_size=world, device=_known_device(device))
+        if scenario is not None
+        else preset_scenario(str(model), world_size=world or 0)
+    )
+    typer.echo(plan_json(planned) if as_json else render_plan(planned))
+    if scenario is not None:
+        _say(f"next: epbench run {scenario}")
+
+
+@app.command()
+def run(
+    scenario: _Scenario,
+    *,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="GLOB", help="only cells whose id matches")
+    ] = None,
+    launches: Annotated[
+        int | None,
+        typer.Option("--launches", metavar="K", min=1, help="launches a cell, instead of the file's"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="start no launch that would end later, e.g. 20m"),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="continue a run, keeping what it has measured"),
+    ] = None,
+    world: _World = None,
+    device: _Device = None,
+    reports_dir: Annotated[Path, typer.Option("--reports-dir", help="where run directories go")] = Path(
+        "reports"
+    ),
+) -> None:
+    """Verify and measure every cell of a scenario, and write the report."""
+    from epbench.report.build import write_report
+    from epbench.report.terminal import render_cells
+    from epbench.runner.launch import RunOptions, run_scenario
+    from epbench.scenario import load_scenario
+    from epbench.store import open_run
+
+    planned = load_scenario(scenario, world_size=world, device=_known_device(device))
+    options = RunOptions(
+        only=only,
+        launches=launches,
+        budget_s=None if budget is None else parse_duration(budget),
+        resume=None if resume is None else open_run(resume, reports_dir=reports_dir).path,
+        reports_dir=reports_dir,
+        device=planned.device,
+    )
+    outcome = run_scenario(planned, options)
+    report_path = write_report(outcome.path)
+    typer.echo(render_cells(open_run(outcome.path).view()))
+    typer.echo(str(report_path))
+    _say(f"next: epbench show {outcome.path}")
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def show(run: _Run, *, as_json: _Json = False) -> None:
+    """Print the results of a run."""
+    from epbench.store import open_run
+
+    found = open_run(run)
+    if as_json:
+        typer.echo(found.view().model_dump_json(indent=2))
+        return
+    from epbench.report.terminal import render_cells
+
+    typer.echo(render_cells(found.view()))
+    typer.echo(str(found.path))
+    _say(f"next: epbench report {found.path}")
+
+
+@app.command()
+def report(
+    run: _Run,
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="where to write, instead of the run directory"),
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="also write the cells as one tidy CSV file")
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
+) -> None:
+    """Write a run's report: one offline HTML file."""
+    from epbench.report.build import write_csv, write_report
+    from epbench.store import open_run
+
+    path = open_run(run).path
+    written = write_report(path, output=output)
+    if csv is not None:
+        write_csv(path, output=csv)
+        _say(f"wrote {csv}")
+    typer.echo(str(written))
+    _say(f"next: epbench show {path}")
+    if open_it:
+        import webbrowser
+
+        webbrowser.open(written.resolve().as_uri())
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90s``, ``20m`` or ``1.5h``; raises ScenarioError for anything else."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", text, re.ASCII)
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ScenarioError(
+            f"a time is a positive number and s, m or h, such as 90s, 20m or 2h; got {shown(text)}"
+        )
+    return seconds
+
+
+def _known_device(device: str | None) -> str | None:
+    if device not in (None, "auto", "cpu", "cuda"):
+        raise ScenarioError(f"--device must be auto, cpu or cuda, got {shown(device)}")
+    return device
+
+
+def _refuse_long_arguments(arguments: Any) -> None:
+    for argument in [arguments] if isinstance(arguments, str) else arguments:
+        if len(os.fsencode(argument)) >= _LONGEST_ARGUMENT:
+            raise ScenarioError(f"the argument {shown(argument)} is too long to be meant")
+
+
+def _report_crash(error: Exception) -> None:
+    if os.environ.get("EPBENCH_TRACEBACK"):
+        traceback.print_exception(error, file=sys.stderr)
+    _say(
+        f"epbench: crashed with {type(error).__name__}: {shown(str(error), limit=200)}; "
+        "this is a bug of epbench, and EPBENCH_TRACEBACK=1 shows where"
+    )
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main() -> None:
+    """Entry point of the console script; text that the terminal's encoding lacks is escaped, not a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    app()
