@@ -1,0 +1,43 @@
+# make quick   set up, measure the quick scenario on whatever this machine has, print the report's path
+# make test    set up, run all tests
+# make lint    set up, check format, lint, types and the layers between packages
+#
+# PYTHON=... chooses the interpreter that .venv is made with; pip's own settings choose where packages come from.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+EPBENCH := $(VENV)/bin/epbench
+COUNT_GPUS := $(VENV)/bin/python -c "from epbench.provenance import find_gpus; print(len(find_gpus()))"
+
+.DEFAULT_GOAL := quick
+.PHONY: quick test lint install clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+quick: $(STAMP)
+	@gpus=$$($(COUNT_GPUS)); \
+	case $$gpus in \
+	0) $(EPBENCH) run scenarios/quick.toml ;; \
+	1) echo "one GPU: dp1 is measured on it, and every other layout on 4 CPU ranks" >&2; \
+	   $(EPBENCH) run scenarios/quick-1gpu.toml && $(EPBENCH) run scenarios/quick.toml --device cpu ;; \
+	2|3) $(EPBENCH) run scenarios/quick-2gpu.toml ;; \
+	*) $(EPBENCH) run scenarios/quick.toml ;; \
+	esac
+
+test: $(STAMP)
+	$(VENV)/bin/pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
