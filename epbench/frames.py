@@ -1,0 +1,105 @@
+"""A run as tidy pandas frames: one row one observation, one column one quantity with its unit in its name.
+
+>>> import epbench
+>>> run = epbench.load("reports/20261122T101500Z-quick-1a2b")
+>>> run.cells.query("outcome == 'ok'").sort_values("step_s")[["layout", "mode", "step_s"]]
+
+``cells`` has one row a cell of the scenario, failed and skipped ones included; nested records become columns
+joined by a dot (``verify.grad_error``, ``model.num_experts``, ``memory_bytes.params``). ``launches`` has one
+row a launch, ``collectives`` one row a cell x op x purpose x phase x axis. Both carry ``cell``, ``layout``,
+``mode`` and ``routing``, so that they need no join for most questions. Seconds and bytes throughout; what a
+device could not give is missing, never zero.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epbench.records import CellResult, EnvironmentRecord, RunRecord, RunView
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RunFrames", "cells_csv", "frames_of", "load"]
+
+_NAMES = ("cell", "layout", "mode", "routing")
+_NESTED = (
+    "launch_values",
+    "collectives",
+    "all_to_all",
+)  # frames of their own; all_to_all is part of collectives
+
+
+@dataclass(frozen=True)
+class RunFrames:
+    """The frames of one run, with the records that say what was asked and on what machine."""
+
+    run: RunRecord
+    environment: EnvironmentRecord
+    cells: "pd.DataFrame"
+    launches: "pd.DataFrame"
+    collectives: "pd.DataFrame"
+
+
+def load(run: Path | str) -> RunFrames:
+    """Frames of the run at a path, with a name under ``reports/``, or the ``latest`` there.
+
+    Raises RunError if there is no such run or it cannot be read.
+    """
+    from epbench.store import open_run
+
+    return frames_of(open_run(run).view())
+
+
+def frames_of(view: RunView) -> RunFrames:
+    """Frames of a view."""
+    import pandas as pd
+
+    launches = [
+        _names(cell) | _flat(launch.model_dump()) for cell in view.cells for launch in cell.launch_values
+    ]
+    collectives = [_names(cell) | row.model_dump() for cell in view.cells for row in cell.collectives]
+    return RunFrames(
+        run=view.run,
+        environment=view.environment,
+        cells=pd.DataFrame.from_records(list(_rows(view))),
+        launches=pd.DataFrame.from_records(launches),
+        collectives=pd.DataFrame.from_records(collectives),
+    )
+
+
+def cells_csv(view: RunView) -> str:
+    """The ``cells`` frame as CSV with a header line; missing values are empty."""
+    rows = list(_rows(view))
+    file = io.StringIO()
+    writer = csv.DictWriter(
+        file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _rows(view: RunView) -> Iterable[dict[str, Any]]:
+    for cell in view.cells:
+        yield _flat(cell.model_dump(exclude=set(_NESTED)))
+
+
+def _names(cell: CellResult) -> dict[str, Any]:
+    return {name: getattr(cell, name) for name in _NAMES}
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys; lists (losses, varied keys) as text joined by spaces."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            flat[prefix + key] = " ".join(map(str, value))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,146 @@
+"""One run as one HTML file that opens from disk, without a network, years from now.
+
+The page holds everything: its script, its style, plotly's library (from the installed wheel, gzip + base64,
+1.9 MB) and the run's records. A content security policy refuses every request and every script but the two
+that are meant, which it knows by their digests; so even a name that escaped its escaping could do nothing.
+Verdict, tables and reasons are plain HTML and need no script at all.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from epbench.errors import RunError
+from epbench.frames import cells_csv
+from epbench.records import RunView
+from epbench.report.comparison import Compared
+from epbench.report.details import details_of, environment_rows, provenance_rows
+from epbench.report.sections import Section, sections_of
+from epbench.report.tables import cell_columns, cells_table
+from epbench.report.text import clean
+from epbench.report.verdict import outcome_counts, verdicts
+
+__all__ = ["build_html", "write_csv", "write_report"]
+
+_HERE = Path(__file__).parent
+
+
+def write_report(run_path: Path, *, output: Path | None = None) -> Path:
+    """Write the report of a run, by default to ``report.html`` in its directory, and return its path.
+
+    Raises RunError if the run cannot be read or the file not be written.
+    """
+    from epbench.store import open_run
+
+    run = open_run(run_path)
+    return _write(output or run.path / "report.html", build_html(run.view()))
+
+
+def write_csv(run_path: Path, output: Path) -> Path:
+    """Write one line a cell to ``output``, with the columns of ``epbench.load(run).cells``; returns the path.
+
+    Raises RunError if the run cannot be read or the file not be written.
+    """
+    from epbench.store import open_run
+
+    return _write(output, cells_csv(open_run(run_path).view()))
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write '{path}': {error.strerror}") from None
+    return path
+
+
+def build_html(view: RunView) -> str:
+    """The report of a run as one self-contained page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(**_context(view))
+
+
+def _context(view: RunView) -> dict[str, Any]:
+    compared = Compared.of(view)
+    columns = cell_columns(compared)
+    sections = sections_of(compared)
+    return {
+        "title": clean(view.run.name, 120),
+        "description": clean(view.run.description, 600),
+        "on_cpu": view.environment.device == "cpu",
+        "verdicts": verdicts(compared),
+        "outcomes": outcome_counts(view),
+        "environment": environment_rows(view),
+        "columns": columns,
+        "table": cells_table(compared, columns),
+        "details": [details_of(cell) for cell in view.cells],
+        "references": _references(compared),
+        "sections": sections,
+        "provenance": provenance_rows(view),
+        "page": _Parts.of(view, sections),
+    }
+
+
+def _references(compared: Compared) -> list[str]:
+    return [compared.naming.full(group.reference) for group in compared.groups if group.reference is not None]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What goes into the page unescaped: made here, of our own files, or encoded so that it is inert."""
+
+    style: Any
+    script: Any
+    policy: str
+    plotly: str
+    data: str
+    figures: Any
+
+    @classmethod
+    def of(cls, view: RunView, sections: tuple[Section, ...]) -> "_Parts":
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+
+        script, plotly = (_HERE / "page.js").read_text(encoding="utf-8"), get_plotlyjs()
+        figures = [json.loads(chart.figure.json) for section in sections for chart in section.charts]
+        return cls(
+            style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            policy=_policy(script, plotly),
+            plotly=_packed(plotly),
+            data=_packed(json.dumps({"json": view.model_dump_json(indent=1), "csv": cells_csv(view)})),
+            figures=Markup(_inert_json(figures)),
+        )
+
+
+def _policy(*scripts: str) -> str:
+    """Refuse everything but these scripts, our style, and pictures that the page makes itself."""
+    digests = " ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in scripts)
+    return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _packed(text: str) -> str:
+    """Gzip + base64; the page unpacks it with DecompressionStream. The same text gives the same bytes."""
+    return _base64(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _inert_json(value: Any) -> str:
+    """JSON that no HTML parser can take for markup and no old script engine for a line end."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,250 @@
+"""Which cells may be compared with which, what they are called, and by how much they differ.
+
+Layouts, modes and ways to compute (recompute policy, micro-batch, dispatcher, ...) are ranked against each
+other only inside a **group**: cells that do the same work, which is one model, one routing, one batch and
+precision on one number of ranks. Models of different size are never ranked as if they were layouts; they are
+put side by side, layout by layout.
+
+All comparisons are of speed: a ratio of 1.107 is 10.7 % more tokens a second than what it is compared with.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from epbench.analysis.statistics import Interval, launch_interval, ratio_interval
+from epbench.records import CellResult, RunView
+from epbench.report.text import clean
+
+__all__ = [
+    "Compared",
+    "Group",
+    "Naming",
+    "groups_of",
+    "is_measured",
+    "launch_spread",
+    "pareto",
+    "speed_ratio",
+    "step_interval",
+    "step_launches",
+]
+
+# Train settings that change how a step is computed, not what; cells that differ in them may be ranked.
+_WAYS = frozenset(
+    {
+        "stack",
+        "micro_batch_size",
+        "activation_checkpointing",
+        "reshard_after_forward",
+        "dispatcher",
+        "overlap",
+        "optimizer_fused",
+    }
+)
+_SIZE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Keys of model and train that differ between the cells of a run: what a name has to say."""
+
+    model_keys: tuple[str, ...]
+    train_keys: tuple[str, ...]
+    has_routings: bool
+    has_worlds: bool
+
+    @classmethod
+    def of(cls, view: RunView) -> "Naming":
+        """The naming of a run."""
+        return cls(
+            model_keys=_varying(cell.model for cell in view.cells),
+            train_keys=_varying(cell.train for cell in view.cells),
+            has_routings=len({cell.routing for cell in view.cells}) > 1,
+            has_worlds=len({cell.world_size for cell in view.cells}) > 1,
+        )
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether the model varies in this run."""
+        return bool(self.model_keys)
+
+    def layout(self, cell: CellResult) -> str:
+        """Layout, and the ways of computing that vary: ``dp4-ep4, activation_checkpointing full``."""
+        ways = [key for key in self.train_keys if key in _WAYS]
+        return ", ".join([clean(cell.layout, 60), *_settings(cell.train, ways)])
+
+    def arm(self, cell: CellResult) -> str:
+        """Unique name inside a group: ``dp4-ep4 compiled``."""
+        layout, _, ways = self.layout(cell).partition(", ")
+        return f"{layout} {clean(cell.mode, 20)}" + (f", {ways}" if ways else "")
+
+    def size(self, cell: CellResult) -> str:
+        """Experts / experts per token / width of an expert, then other sizes that vary: ``128 / 8 / 768``."""
+        sizes = " / ".join(_size_of(cell))
+        return ", ".join([sizes, *_settings(cell.model, self._other_sizes())])
+
+    def size_in_words(self, cell: CellResult) -> str:
+        """The same as ``128 experts, top-8, width 768``."""
+        experts, top_k, width = _size_of(cell)
+        sizes = f"{experts} experts, top-{top_k}, width {width}"
+        return ", ".join([sizes, *_settings(cell.model, self._other_sizes())])
+
+    def conditions(self, cell: CellResult) -> str:
+        """Routing, ranks and settings that vary and change the work, the model's size left out."""
+        parts = [f"{clean(cell.routing, 40)} routing"] if self.has_routings else []
+        parts += [f"{cell.world_size} ranks"] if self.has_worlds else []
+        parts += _settings(cell.train, [key for key in self.train_keys if key not in _WAYS])
+        return ", ".join(parts)
+
+    def work(self, cell: CellResult) -> str:
+        """What sets a cell's group apart from the other groups of the run; empty if there is one group."""
+        size = self.size_in_words(cell) if self.has_sizes else ""
+        return ", ".join(part for part in (size, self.conditions(cell)) if part)
+
+    def full(self, cell: CellResult) -> str:
+        """Unique name inside the run."""
+        return self.with_work(self.arm(cell), cell)
+
+    def with_work(self, name: str, cell: CellResult) -> str:
+        """A name from inside a group, followed by what sets the group apart, in short."""
+        size = self.size(cell) if self.has_sizes else ""
+        return ", ".join(part for part in (name, size, self.conditions(cell)) if part)
+
+    def _other_sizes(self) -> list[str]:
+        return [key for key in self.model_keys if key not in (*_SIZE, "preset", "total_layers")]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that do the same work, in the run's order, and the cell that the others are compared with."""
+
+    work: str
+    cells: tuple[CellResult, ...]
+    reference: CellResult | None
+
+    @property
+    def measured(self) -> tuple[CellResult, ...]:
+        """The cells that have a number."""
+        return tuple(cell for cell in self.cells if is_measured(cell))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run with its cells named and grouped: what every table, chart and sentence is made from."""
+
+    view: RunView
+    naming: Naming
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def of(cls, view: RunView) -> "Compared":
+        """Name and group the cells of a run."""
+        return cls(view, Naming.of(view), groups_of(view))
+
+    @property
+    def rank_word(self) -> str:
+        """What one rank is to the reader."""
+        return "GPU" if self.view.environment.device == "cuda" else "rank"
+
+    @property
+    def measured(self) -> tuple[CellResult, ...]:
+        """All cells that have a number, group by group."""
+        return tuple(cell for group in self.groups for cell in group.measured)
+
+    def reference(self, cell: CellResult) -> CellResult | None:
+        """What ``cell`` is compared with: the reference of its group."""
+        return next(group.reference for group in self.groups if cell in group.cells)
+
+
+def groups_of(view: RunView) -> tuple[Group, ...]:
+    """The run's cells by the work they do, in order of first appearance."""
+    naming = Naming.of(view)
+    by_work: dict[str, list[CellResult]] = {}
+    for cell in view.cells:
+        by_work.setdefault(_work_key(cell), []).append(cell)
+    return tuple(Group(naming.work(cells[0]), tuple(cells), _reference(cells)) for cells in by_work.values())
+
+
+def _work_key(cell: CellResult) -> str:
+    train = {key: value for key, value in cell.train.items() if key not in _WAYS}
+    return json.dumps([cell.model, train, cell.routing, cell.world_size], sort_keys=True)
+
+
+def _reference(cells: list[CellResult]) -> CellResult | None:
+    """Plain data parallelism in the mode of the fastest cell if it has a number, else the first that has."""
+    measured = [cell for cell in cells if is_measured(cell)]
+    if not measured:
+        return None
+    fastest = min(measured, key=_step_value)
+    plain = [cell for cell in measured if cell.layout == f"dp{cell.world_size}"]
+    return next((cell for cell in plain if cell.mode == fastest.mode), (plain or measured)[0])
+
+
+def is_measured(cell: CellResult) -> bool:
+    """Whether a cell is ok and has at least one valid launch with a step time: it may be compared."""
+    return cell.outcome == "ok" and bool(step_launches(cell))
+
+
+def step_launches(cell: CellResult) -> dict[int, float]:
+    """Step seconds of the valid launches, by launch index."""
+    return {
+        launch.index: launch.step_s
+        for launch in cell.launch_values
+        if launch.valid and launch.step_s is not None and launch.step_s > 0
+    }
+
+
+def _step_value(cell: CellResult) -> float:
+    interval = launch_interval(list(step_launches(cell).values()))
+    assert interval is not None, f"{cell.cell} is measured but has no launch"
+    return interval.value
+
+
+def step_interval(cell: CellResult) -> Interval | None:
+    """The cell's step in seconds as recorded; None if it has none."""
+    return None if cell.step_s is None else Interval(cell.step_s, cell.step_s_low, cell.step_s_high)
+
+
+def speed_ratio(cell: CellResult, against: CellResult | None) -> Interval | None:
+    """How many times as fast ``cell`` is as ``against``; None without two cells that have numbers."""
+    if against is None or cell.cell == against.cell or not (is_measured(cell) and is_measured(against)):
+        return None
+    return ratio_interval(step_launches(cell), step_launches(against))
+
+
+def launch_spread(cell: CellResult) -> float | None:
+    """Slowest over fastest valid launch, minus 1; None below two launches."""
+    values = step_launches(cell).values()
+    return max(values) / min(values) - 1 if len(values) > 1 else None
+
+
+def pareto(points: Iterable[tuple[str, float, float]]) -> list[str]:
+    """Names of the (name, memory, throughput) that none beats, by growing memory.
+
+    A point is beaten if another needs no more memory, is no slower, and is better in one of them.
+    """
+    frontier: list[str] = []
+    last = (float("nan"), float("-inf"))
+    for name, memory, throughput in sorted(points, key=lambda point: (point[1], -point[2])):
+        if throughput > last[1] or (memory, throughput) == last:
+            frontier.append(name)
+            last = (memory, throughput)
+    return frontier
+
+
+def _varying(tables: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    """Keys that do not have the same value in all tables, in order of first appearance."""
+    values: dict[str, set[str]] = {}
+    rows = list(tables)
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values[key] = {json.dumps(row.get(key), sort_keys=True) for row in rows}
+    return tuple(key for key, found in values.items() if len(found) > 1)
+
+
+def _size_of(cell: CellResult) -> list[str]:
+    return [clean(str(cell.model.get(key, "?")), 12) for key in _SIZE]
+
+
+def _settings(table: dict[str, Any], keys: list[str]) -> list[str]:
+    return [f"{key} {clean(str(table.get(key)), 40)}" for key in keys]

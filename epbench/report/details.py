@@ -1,0 +1,121 @@
+"""What stands behind one row of the table of cells, and what the whole run depends on."""
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from epbench.records import CellResult, LaunchValue, RunView
+from epbench.report.text import UNKNOWN, clean, error, gib, ms, number
+
+__all__ = ["Details", "details_of", "environment_rows", "provenance_rows"]
+
+Rows = tuple[tuple[str, str], ...]  # (what, text)
+
+
+@dataclass(frozen=True)
+class Details:
+    """One cell in full: its id, why it ended as it did, and its records as (what, text)."""
+
+    cell: str
+    reason: str
+    expected: bool
+    rows: Rows
+
+
+def details_of(cell: CellResult) -> Details:
+    """Everything about a cell that its row has no place for."""
+    rows = (
+        ("cell", clean(cell.cell, 300)),
+        ("model", _settings(cell.model)),
+        ("train", _settings(cell.train)),
+        ("verify", _verify(cell)),
+        ("launches", "; ".join(map(_launch, cell.launch_values)) or UNKNOWN),
+        ("memory, GiB", _memory(cell)),
+        ("expert load", _load(cell)),
+        ("compile", _settings(cell.compile.model_dump())),
+        ("first losses", ", ".join(number(loss, 6) for loss in cell.loss) or UNKNOWN),
+    )
+    reason = clean(cell.reason, 1000) if cell.reason else ""
+    return Details(cell.cell, reason, cell.expected, rows)
+
+
+def _settings(table: dict[str, Any]) -> str:
+    known = [
+        f"{clean(key, 60)} {clean(str(value), 120)}" for key, value in table.items() if value is not None
+    ]
+    return ", ".join(known) or UNKNOWN
+
+
+def _verify(cell: CellResult) -> str:
+    found = cell.verify
+    if found.scope == "none":
+        return "not verified"
+    parts = [
+        f"scope {found.scope}",
+        {True: "passed", False: "FAILED", None: "unfinished"}[found.passed],
+        f"loss {error(found.loss_error)}",
+        f"gradients {error(found.grad_error)} (worst: {clean(found.worst_parameter or UNKNOWN)})",
+        f"gradient norm {error(found.norm_error)}",
+        f"loss after one step {error(found.step_error)}",
+        f"tolerance {error(found.tolerance)}",
+    ]
+    return ", ".join(parts)
+
+
+def _launch(launch: LaunchValue) -> str:
+    head = f"#{launch.index} ({launch.order}. of the run): "
+    if not launch.valid:
+        return f"{head}invalid, {clean(launch.invalid_reason or 'no reason recorded')}"
+    steps = UNKNOWN if launch.steps is None else str(launch.steps)
+    return f"{head}{ms(launch.step_s)} ms over {steps} steps, sd {ms(launch.step_sd_s)} ms"
+
+
+def _memory(cell: CellResult) -> str:
+    parts = {"peak allocated": cell.peak_allocated_bytes, "peak reserved": cell.peak_reserved_bytes}
+    parts |= cell.memory_bytes.model_dump()
+    return ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
+
+
+def _load(cell: CellResult) -> str:
+    load = cell.expert_load
+    return (
+        f"heaviest expert {number(load.max_over_mean)} of the mean, heaviest ep rank "
+        f"{number(load.rank_max_over_mean)}, fan-out {number(load.fan_out)} ranks a token"
+    )
+
+
+def environment_rows(view: RunView) -> Rows:
+    """The machine in short: what stands under the verdict."""
+    machine = view.environment
+    memory = f", {gib(machine.device_memory_bytes)} GiB" if machine.device_memory_bytes else ""
+    return (
+        ("device", f"{machine.world_size} x {clean(machine.device_name)}{memory}"),
+        ("torch", clean(machine.torch)),
+        ("started", clean(view.run.started)),
+        ("protocol", str(view.protocol)),
+    )
+
+
+def provenance_rows(view: RunView) -> Rows:
+    """What is needed to run it again and to know whether two runs may be compared."""
+    machine, run = view.environment, view.run
+    versions = {
+        "torch": machine.torch,
+        "CUDA": machine.cuda,
+        "NCCL": machine.nccl,
+        "driver": machine.driver,
+        "Python": machine.python,
+    }
+    return (
+        ("run", clean(run.name)),
+        ("command", clean(shlex.join(run.command), 1000)),
+        ("scenario", f"{clean(run.scenario_path)}, digest {clean(run.scenario_digest)}"),
+        ("started", clean(run.started)),
+        ("device", f"{clean(machine.device_name)} ({clean(run.device_reason)})"),
+        ("versions", ", ".join(f"{name} {clean(text)}" for name, text in versions.items() if text)),
+        ("variables", _settings(dict(machine.variables))),
+        ("epbench code", clean(machine.code)),
+        ("environment digest", clean(machine.digest)),
+        ("protocol", f"{view.protocol} (results of different protocols are never compared)"),
+        ("schema", str(run.schema_version)),
+    )

@@ -1,0 +1,351 @@
+"""The tables of a report, as text with the numbers to sort by; page and terminal print the same ones."""
+
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from epbench.cells import ModelSpec
+from epbench.flops import flops_per_token
+from epbench.records import CellResult, CollectiveRow, CompileRecord, VerifyRecord
+from epbench.report.comparison import Compared, launch_spread, speed_ratio, step_launches
+from epbench.report.text import (
+    UNKNOWN,
+    clean,
+    error,
+    gb_per_s,
+    gib,
+    interval,
+    number,
+    percent,
+    speed_up,
+    us,
+)
+from epbench.report.verdict import NOT_RUN
+
+__all__ = [
+    "Column",
+    "Table",
+    "Value",
+    "cell_columns",
+    "cells_table",
+    "collectives_table",
+    "memory_table",
+    "modes_table",
+    "peak_bytes",
+    "peak_word",
+    "sizes_table",
+]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One entry of a table; ``sort`` is the number behind a text, None where there is none."""
+
+    text: str
+    sort: float | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column over cells: its title, what it means, and how a cell fills it."""
+
+    key: str
+    title: str
+    help: str
+    value: Callable[[CellResult], Value]
+    is_number: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Titles and rows of equal length; ``numbers`` says which columns are aligned and sorted as numbers."""
+
+    titles: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    numbers: tuple[bool, ...]
+
+
+def cell_columns(compared: Compared) -> tuple[Column, ...]:
+    """The columns of the table of all cells."""
+    return (*_name_columns(compared), *_speed_columns(compared), *_trust_columns(compared))
+
+
+def _name_columns(compared: Compared) -> tuple[Column, ...]:
+    naming = compared.naming
+    return (
+        _text("outcome", "outcome", "How the cell ended", lambda cell: cell.outcome or NOT_RUN),
+        _text("layout", "layout", "Degrees of the mesh axes; an axis of degree 1 is left out", naming.layout),
+        _text("mode", "mode", "Eager or torch.compile", lambda cell: clean(cell.mode, 20)),
+        _text("routing", "routing", "How tokens choose experts", lambda cell: clean(cell.routing, 40)),
+        _text("size", "experts / top-k / width", "Sizes of one MoE layer", naming.size),
+    )
+
+
+def _speed_columns(compared: Compared) -> tuple[Column, ...]:
+    rank = compared.rank_word
+    return (
+        Column("step", "step, ms", "Median over launches and its 95 % interval", _step),
+        Column(
+            "tokens",
+            f"tokens/s per {rank}",
+            "Tokens of a step over step time and ranks",
+            lambda cell: _number(cell.tokens_per_s_per_rank),
+        ),
+        Column(
+            "tflops_causal",
+            "TFLOP/s causal",
+            "Counting the causal half of attention",
+            lambda cell: _number(cell.tflops_causal),
+        ),
+        Column(
+            "tflops_full",
+            "TFLOP/s full",
+            "Counting the full attention square",
+            lambda cell: _number(cell.tflops_full),
+        ),
+        Column(
+            "mfu",
+            "MFU",
+            "Causal TFLOP/s over the dense bf16 peak of the device",
+            lambda cell: Value(percent(cell.mfu), cell.mfu),
+        ),
+        Column(
+            "peak",
+            f"peak GiB {peak_word(compared)}",
+            "Memory of the worst rank",
+            lambda cell: _gib(peak_bytes(cell, compared)),
+        ),
+    )
+
+
+def _trust_columns(compared: Compared) -> tuple[Column, ...]:
+    return (
+        Column(
+            "load",
+            "expert max / mean",
+            "Heaviest expert over the mean expert, worst layer",
+            lambda cell: _number(cell.expert_load.max_over_mean),
+        ),
+        Column("launches", "launches", "Valid launches", lambda cell: _count(step_launches(cell))),
+        Column("spread", "spread", "Slowest over fastest launch, minus 1", _spread),
+        Column(
+            "speed",
+            "speed against reference",
+            "More tokens/s than the group's reference, 95 % interval",
+            lambda cell: _speed(cell, compared),
+        ),
+        Column(
+            "loss_error",
+            "loss error",
+            "Relative error of the loss against one rank in fp32",
+            lambda cell: Value(error(cell.verify.loss_error), cell.verify.loss_error),
+        ),
+        Column(
+            "grad_error",
+            "gradient error",
+            "Worst gradient against one rank in fp32, over its largest entry",
+            lambda cell: _grad_error(cell.verify),
+        ),
+    )
+
+
+def _text(key: str, title: str, meaning: str, text: Callable[[CellResult], str]) -> Column:
+    return Column(key, title, meaning, lambda cell: Value(text(cell)), is_number=False)
+
+
+def _number(value: float | None, digits: int = 3) -> Value:
+    return Value(number(value, digits), value)
+
+
+def _count(found: Sized) -> Value:
+    return _number(len(found) or None, 1)
+
+
+def _gib(value: float | None) -> Value:
+    return Value(gib(value), value)
+
+
+def _step(cell: CellResult) -> Value:
+    return Value(interval(cell.step_s, cell.step_s_low, cell.step_s_high, scale=1e3), cell.step_s)
+
+
+def _spread(cell: CellResult) -> Value:
+    spread = launch_spread(cell)
+    return Value(percent(spread), spread)
+
+
+def _speed(cell: CellResult, compared: Compared) -> Value:
+    reference = compared.reference(cell)
+    if reference is not None and reference.cell == cell.cell:
+        return Value("reference", 1.0)
+    ratio = speed_ratio(cell, reference)
+    return Value(speed_up(ratio), ratio.value if ratio else None)
+
+
+def _grad_error(record: VerifyRecord) -> Value:
+    return (
+        Value("not checked") if record.scope == "loss" else Value(error(record.grad_error), record.grad_error)
+    )
+
+
+def peak_word(compared: Compared) -> str:
+    """Which peak this run reports: what the allocator reserved if it says so, else what was allocated."""
+    return (
+        "reserved"
+        if any(cell.peak_reserved_bytes is not None for cell in compared.view.cells)
+        else "allocated"
+    )
+
+
+def peak_bytes(cell: CellResult, compared: Compared) -> int | None:
+    """The peak that ``peak_word`` names, of the worst rank."""
+    return cell.peak_reserved_bytes if peak_word(compared) == "reserved" else cell.peak_allocated_bytes
+
+
+def cells_table(compared: Compared, columns: Iterable[Column]) -> Table:
+    """One row for every cell of the run, in the run's order."""
+    columns = tuple(columns)
+    return Table(
+        titles=tuple(column.title for column in columns),
+        rows=tuple(tuple(column.value(cell) for column in columns) for cell in compared.view.cells),
+        numbers=tuple(column.is_number for column in columns),
+    )
+
+
+def modes_table(rows: Iterable[tuple[str, Sequence[CellResult]]]) -> Table:
+    """Eager beside compiled: both steps, the speed-up, and what compiling cost."""
+    titles = ("layout", "eager, ms", "compiled, ms", "speed-up", "compile, s", "graph breaks", "recompiles")
+    return _table(
+        titles, [_modes_row(name, {cell.mode: cell for cell in cells}) for name, cells in rows], texts=1
+    )
+
+
+def _modes_row(name: str, modes: dict[str, CellResult]) -> tuple[Value, ...]:
+    eager, compiled = modes.get("eager"), modes.get("compiled")
+    ratio = speed_ratio(compiled, eager) if compiled else None
+    steps = tuple(_step(cell) if cell else Value(UNKNOWN) for cell in (eager, compiled))
+    record = compiled.compile if compiled else CompileRecord()
+    return (
+        Value(name),
+        *steps,
+        Value(speed_up(ratio), ratio.value if ratio else None),
+        _number(record.seconds),
+        _number(record.graph_breaks, 1),
+        _number(record.recompiles, 1),
+    )
+
+
+def collectives_table(compared: Compared, cells: Iterable[CellResult]) -> Table:
+    """Every kind of all-to-all call of every cell: how large, how long, how fast."""
+    titles = (
+        "cell",
+        "purpose",
+        "phase",
+        "axis",
+        "calls/step",
+        "MiB/call",
+        "transfer, ms/step",
+        "wait, ms/step",
+        "p50, µs",
+        "p95, µs",
+        "algbw, GB/s",
+        "busbw, GB/s",
+    )
+    rows = [_collective(compared.naming.full(cell), row) for cell in cells for row in cell.all_to_all]
+    return _table(titles, rows, texts=4)
+
+
+def _collective(name: str, row: CollectiveRow) -> tuple[Value, ...]:
+    texts = tuple(Value(clean(text, 40)) for text in (row.purpose, row.phase, row.axis))
+    return (
+        Value(name),
+        *texts,
+        _number(row.calls_per_step),
+        Value(number(row.bytes / 2**20), row.bytes),
+        Value(number(row.transfer_s * 1e3), row.transfer_s),
+        Value(number(row.wait_s * 1e3), row.wait_s),
+        Value(us(row.p50_s), row.p50_s),
+        Value(us(row.p95_s), row.p95_s),
+        Value(gb_per_s(row.algbw_bytes_per_s), row.algbw_bytes_per_s),
+        Value(gb_per_s(row.busbw_bytes_per_s), row.busbw_bytes_per_s),
+    )
+
+
+def memory_table(compared: Compared, cells: Iterable[CellResult], frontier: Iterable[str]) -> Table:
+    """Memory against throughput, and which cells no other beats in both."""
+    best = set(frontier)
+    titles = (
+        "cell",
+        f"tokens/s/{compared.rank_word}",
+        f"peak GiB {peak_word(compared)}",
+        "peak GiB allocated",
+        "on frontier",
+    )
+    rows = [
+        (
+            Value(compared.naming.arm(cell)),
+            _number(cell.tokens_per_s_per_rank),
+            _gib(peak_bytes(cell, compared)),
+            _gib(cell.peak_allocated_bytes),
+            Value("yes" if cell.cell in best else "no"),
+        )
+        for cell in cells
+    ]
+    return _table(titles, rows, texts=1)
+
+
+def sizes_table(compared: Compared, rows: Iterable[tuple[str, tuple[CellResult, ...]]]) -> Table:
+    """The sizes of each layout and mode beside each other, each against the first of them."""
+    titles = (
+        "layout and mode",
+        "experts / top-k / width",
+        "total, B",
+        "active, B",
+        "GFLOP/token causal",
+        "step, ms",
+        f"tokens/s/{compared.rank_word}",
+        "TFLOP/s causal",
+        "tokens/s against first",
+    )
+    found = [
+        (
+            Value(name),
+            Value(compared.naming.size(cell)),
+            *_sizes(cell),
+            _step(cell),
+            _number(cell.tokens_per_s_per_rank),
+            _number(cell.tflops_causal),
+            _against_first(cell, cells[0]),
+        )
+        for name, cells in rows
+        for cell in cells
+    ]
+    return _table(titles, found, texts=2)
+
+
+def _against_first(cell: CellResult, first: CellResult) -> Value:
+    if cell.cell == first.cell:
+        return Value("first", 1.0)
+    ratio = speed_ratio(cell, first)
+    return Value(speed_up(ratio), ratio.value if ratio else None)
+
+
+def _sizes(cell: CellResult) -> tuple[Value, Value, Value]:
+    """Total and active parameters in billions, and causal GFLOP a token; unknown for a foreign model."""
+    known = {key: value for key, value in cell.model.items() if key in ModelSpec.model_fields}
+    try:
+        model = ModelSpec.model_validate(known)
+    except ValidationError:
+        return Value(UNKNOWN), Value(UNKNOWN), Value(UNKNOWN)
+    flops = flops_per_token(model, seq_len=int(cell.train.get("seq_len", 0)))
+    return (
+        _number(model.total_parameters / 1e9),
+        _number(model.active_parameters / 1e9),
+        _number(flops.causal / 1e9),
+    )
+
+
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[Value, ...]], *, texts: int) -> Table:
+    """A table whose first ``texts`` columns are text."""
+    return Table(titles, tuple(rows), tuple(index >= texts for index in range(len(titles))))

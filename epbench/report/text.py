@@ -1,0 +1,104 @@
+"""How numbers and names become text, once, so that page, terminal and charts say the same.
+
+Human units (ms, GiB, GB/s, %) exist only here. A value that is not known prints as ``–``, never as zero.
+"""
+
+import math
+import unicodedata
+
+from epbench.analysis.statistics import Interval
+
+__all__ = [
+    "UNKNOWN",
+    "clean",
+    "error",
+    "gb_per_s",
+    "gib",
+    "interval",
+    "join",
+    "ms",
+    "number",
+    "percent",
+    "speed_up",
+    "us",
+]
+
+UNKNOWN = "\N{EN DASH}"
+
+
+def clean(text: str, limit: int = 200) -> str:
+    """One line of at most ``limit`` characters; control and direction-changing characters become ``�``.
+
+    For names that come from files: a right-to-left override must not reorder what stands beside it.
+    """
+    line = "".join("\ufffd" if _is_unsafe(character) else character for character in text[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _is_unsafe(character: str) -> bool:
+    return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """At least ``digits`` significant digits, thousands grouped, no exponent: 33,194, 318, 0.0195."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:,.{_decimals(value, digits)}f}"
+
+
+def _decimals(value: float, digits: int) -> int:
+    return 0 if value == 0 else min(9, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+
+
+def interval(value: float | None, low: float | None, high: float | None, *, scale: float = 1.0) -> str:
+    """``318.2 [315.1, 321.0]``, all three with the value's decimals; no bounds if they are not known."""
+    if value is None or not math.isfinite(value):
+        return UNKNOWN
+    decimals = _decimals(value * scale, 4)
+    texts = [f"{x * scale:,.{decimals}f}" for x in (value, low, high) if x is not None]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else texts[0]
+
+
+def ms(seconds: float | None) -> str:
+    """Milliseconds, without the unit."""
+    return UNKNOWN if seconds is None else number(seconds * 1e3, 4)
+
+
+def us(seconds: float | None) -> str:
+    """Microseconds, without the unit."""
+    return UNKNOWN if seconds is None else number(seconds * 1e6)
+
+
+def gib(count: float | None) -> str:
+    """GiB (2**30 bytes), without the unit."""
+    return UNKNOWN if count is None else number(count / 2**30)
+
+
+def gb_per_s(bytes_per_s: float | None) -> str:
+    """GB/s (1e9 bytes), without the unit."""
+    return UNKNOWN if bytes_per_s is None else number(bytes_per_s / 1e9)
+
+
+def percent(fraction: float | None) -> str:
+    """``28.0 %``."""
+    return UNKNOWN if fraction is None else f"{fraction * 100:.1f} %"
+
+
+def speed_up(ratio: Interval | None, *, sign: bool = True) -> str:
+    """A ratio of speeds as a difference: ``+10.7 % [9.1, 12.3]``."""
+    if ratio is None:
+        return UNKNOWN
+    value, *bounds = (None if x is None else (x - 1) * 100 for x in (ratio.value, ratio.low, ratio.high))
+    head = f"{value:+.1f} %" if sign else f"{value:.1f} %"
+    low, high = bounds
+    return head if low is None or high is None else f"{head} [{low:.1f}, {high:.1f}]"
+
+
+def error(value: float | None) -> str:
+    """A relative error, ``1.2e-06``."""
+    return UNKNOWN if value is None else f"{value:.1e}"
+
+
+def join(names: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
