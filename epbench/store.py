@@ -45,6 +45,9 @@ class CellEntry(Frozen):
     order: int = Field(ge=0)
     cell: Cell
     skip_reason: str | None = None
+    world_size: int | None = Field(
+        None, description="asked for, where an illegal layout spans another number"
+    )
     varied: list[str] = Field(default_factory=list)
 
 
@@ -117,7 +120,7 @@ def result_of(entry: CellEntry) -> CellResult:
         varied=entry.varied,
         outcome="skipped" if entry.skip_reason else None,
         reason=entry.skip_reason or "not run yet",
-        world_size=cell.world_size,
+        world_size=entry.world_size or cell.world_size,
     )
 
 

@@ -32,7 +32,11 @@ def launch_variables(device: str, variables: Mapping[str, str] = os.environ) -> 
         "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
     }
     if device == "cpu":
-        defaults |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        defaults |= {
+            "OMP_NUM_THREADS": "1",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "TORCHINDUCTOR_VEC_ISA_OK": "1",
+        }
     return defaults | dict(variables)
 
 

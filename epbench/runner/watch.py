@@ -1,4 +1,4 @@
-"""One launch from the parent's side: order it, follow its ranks, end it when it hangs, return when all is gone."""
+"""One launch from the parent's side: order it, follow its ranks, end it if it hangs, leave nothing."""
 
 import os
 import signal

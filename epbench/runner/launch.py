@@ -1,0 +1,159 @@
+"""``epbench run``: every cell of a scenario, launch by launch, into a run directory that can be resumed.
+
+The parent imports no torch and owns no device; it orders launches from a fork server, one at a time so that
+nothing disturbs what is measured, and writes what they gave. Whatever happens to a launch is a row of the
+result; the next cell goes on.
+"""
+
+import fnmatch
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epbench.errors import RunError, ScenarioError
+from epbench.provenance import choose_device, describe_environment
+from epbench.records import EnvironmentRecord, RunRecord
+from epbench.runner.progress import Progress, make_progress
+from epbench.runner.schedule import Budget
+from epbench.runner.server import launch_variables
+from epbench.runner.session import Interrupt, Session
+from epbench.store import CellEntry, RunDirectory, create_run, open_run
+
+if TYPE_CHECKING:
+    from epbench.scenario import Scenario
+
+__all__ = ["RunOptions", "RunOutcome", "run_scenario"]
+
+EXIT_INTERRUPTED = 130
+EXIT_CELLS = 5  # some cells crashed, hung, are wrong or unstable, or missed their ``expect``
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beyond the scenario."""
+
+    only: str | None = None  # glob on cell ids
+    launches: int | None = None
+    budget_s: float | None = None
+    resume: Path | str | None = None
+    reports_dir: Path = Path("reports")
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """Where the run is, and the exit code that it earned."""
+
+    path: Path
+    exit_code: int
+
+
+def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
+    """Run what is not yet complete of a scenario. Call it from the main thread, for Ctrl-C to be seen.
+
+    Raises UnfitMachineError, RunError or ScenarioError before anything is launched.
+    """
+    world_size = max((row.cell.world_size for row in scenario.planned if not row.skip_reason), default=1)
+    device, reason = choose_device(options.device or scenario.device, world_size)
+    scenario = scenario.resolved(device)
+    environment = describe_environment(
+        device,
+        world_size=world_size,
+        stacks=tuple(row.cell.train.stack for row in scenario.planned),
+        variables=launch_variables(device),
+    )
+    selected = _selected(scenario, options.only)
+    run = _open(scenario, options, environment, reason)
+    for entry in _entries(scenario):
+        run.write_cell(entry)
+    launches = options.launches or scenario.measure.launches
+    session = Session(run, scenario.measure, environment, launches=launches, budget=Budget(options.budget_s))
+    todo = [entry for entry in selected if not session.finish_if_complete(entry)]
+    with make_progress(sum(session.launches_left(entry) for entry in todo)) as progress:
+        progress.say(f"{run.path}: {len(todo)} of {len(selected)} cells to run on {device} ({reason})")
+        interrupted = _run(session, todo, progress)
+    return RunOutcome(run.path, _exit_code(run, selected, interrupted, scenario.path))
+
+
+def _run(session: Session, todo: Sequence[CellEntry], progress: Progress) -> bool:
+    """Whether Ctrl-C ended it; the second one arrives as an exception, when nothing of the launch is left."""
+    try:
+        with Interrupt() as interrupt:
+            if todo:
+                session.run_all(todo, progress, interrupt)
+            return interrupt.seen
+    except KeyboardInterrupt:
+        return True
+
+
+def _entries(scenario: "Scenario") -> list[CellEntry]:
+    return [
+        CellEntry(
+            order=order,
+            cell=row.cell,
+            skip_reason=row.skip_reason,
+            world_size=row.world_size,
+            varied=scenario.varied,
+        )
+        for order, row in enumerate(scenario.planned)
+    ]
+
+
+def _selected(scenario: "Scenario", only: str | None) -> list[CellEntry]:
+    """The cells that are to run, by ``--only``; raises ScenarioError when that fits none."""
+    runnable = [entry for entry in _entries(scenario) if entry.skip_reason is None]
+    selected = [entry for entry in runnable if fnmatch.fnmatchcase(entry.cell.id, only or "*")]
+    if only is not None and not selected:
+        known = ", ".join(entry.cell.id for entry in runnable[:3])
+        raise ScenarioError(
+            f"--only '{only[:80]}' fits none of {len(runnable)} cells (there is {known}, ...)"
+        )
+    return selected
+
+
+def _open(
+    scenario: "Scenario", options: RunOptions, environment: EnvironmentRecord, reason: str
+) -> RunDirectory:
+    """A new run, or the one to resume; raises RunError when that was made elsewhere or otherwise."""
+    if options.resume is not None:
+        run = open_run(options.resume, reports_dir=options.reports_dir)
+        _check_same(run, environment)
+        run.event({"event": "resumed", "command": sys.argv})
+        return run
+    record = RunRecord(
+        name=scenario.name,
+        description=scenario.description,
+        started=datetime.now(UTC).isoformat(),
+        scenario_path=str(scenario.path),
+        scenario_digest=scenario.digest,
+        device_reason=reason,
+        command=sys.argv,
+        environment=environment,
+    )
+    return create_run(options.reports_dir, record, scenario.text)
+
+
+def _check_same(run: RunDirectory, environment: EnvironmentRecord) -> None:
+    """One run has one environment; nothing measured in another may stand beside it."""
+    there = run.record.environment
+    if there.digest == environment.digest:
+        return
+    fields = [name for name in EnvironmentRecord.model_fields if name not in {"digest", "variables"}]
+    differ = [name for name in fields if getattr(there, name) != getattr(environment, name)]
+    names = sorted(set(there.variables.items()) ^ set(environment.variables.items()))
+    differ += sorted({f"variable {name}" for name, _ in names})
+    raise RunError(
+        f"cannot resume '{run.path}': it differs from this machine in {', '.join(differ)}; "
+        "nothing of it could be reused, so start a new run without --resume"
+    )
+
+
+def _exit_code(run: RunDirectory, selected: Sequence[CellEntry], interrupted: bool, scenario: Path) -> int:
+    if interrupted:
+        print(f"interrupted; go on with: epbench run {scenario} --resume {run.path}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    results = (run.read_result(entry.cell.id) for entry in selected)
+    return EXIT_CELLS if any(result and not result.expected for result in results) else 0

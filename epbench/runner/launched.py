@@ -1,0 +1,218 @@
+"""``launch.json``: what one launch gave, written by the parent when the launch is over and never before.
+
+A launch's value is the median over its timed steps of the per-step maximum over ranks: a step is done when
+the slowest rank is. Memory is that of the rank with the highest peak. A launch that does not measure the
+steady state (recompiled while it was timed, never became stationary, lost its loss) is kept and marked
+invalid.
+"""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, stdev
+from typing import Any, Literal
+
+from pydantic import Field
+
+from epbench.cells import Cell, Frozen, MeasureSpec, digest
+from epbench.errors import RunError
+from epbench.records import (
+    PROTOCOL_VERSION,
+    SCHEMA_VERSION,
+    CollectiveRow,
+    CompileRecord,
+    ExpertLoad,
+    LaunchValue,
+    MemoryBytes,
+    Outcome,
+    VerifyRecord,
+)
+from epbench.runner.outcome import Verdict
+from epbench.runner.watch import LaunchEnd
+from epbench.store import read_record, write_atomically
+
+__all__ = ["LaunchRecord", "PeakMemory", "find_launches", "measured", "protocol_digest", "write_launch"]
+
+FILE = "launch.json"
+
+
+class PeakMemory(Frozen):
+    """Of the rank with the highest peak."""
+
+    rank: int
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int | None
+    memory_bytes: MemoryBytes
+
+
+class LaunchRecord(Frozen):
+    """One launch. ``value`` is None where nothing was timed, details where they were not looked at."""
+
+    schema_version: int = SCHEMA_VERSION
+    cell: str
+    kind: Literal["verify", "measure"]
+    index: int
+    order: int
+    repeats: int | None = Field(None, description="index of the invalid launch that this one replaces")
+    environment: str = Field(description="digest of the environment")
+    protocol: str = Field(description="digest of how it was measured")
+    outcome: Outcome
+    reason: str | None
+    elapsed_s: float = Field(description="wall time of the whole launch, start-up included")
+    value: LaunchValue | None = None
+    losses: list[float] = Field(default_factory=list)
+    compile: CompileRecord = CompileRecord()
+    memory: PeakMemory | None = None
+    expert_load: ExpertLoad | None = None
+    collectives: list[CollectiveRow] = Field(default_factory=list)
+    note: str | None = Field(None, description="what could not be looked at, and why; the value stands")
+    verify: VerifyRecord | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether its value counts."""
+        return self.value is not None and self.value.valid
+
+    @property
+    def detailed(self) -> bool:
+        """Whether the memory, routing and trace passes were run."""
+        return self.memory is not None
+
+
+def protocol_digest(measure: MeasureSpec) -> str:
+    """Digest of what a number depends on besides cell and environment; how many launches is no part."""
+    unrelated = {"launches", "progress_timeout_s", "launch_timeout_s", "telemetry"}
+    return digest([PROTOCOL_VERSION, measure.model_dump(mode="json", exclude=unrelated)])
+
+
+def measured(end: LaunchEnd, verdict: Verdict, *, environment: str) -> LaunchRecord:
+    """The record of a launch that has ended; trace files are read for the rows of its collectives."""
+    spec = end.spec
+    record = LaunchRecord(
+        cell=spec.cell.id,
+        kind=spec.kind,
+        index=spec.index,
+        order=spec.order,
+        repeats=spec.repeats,
+        environment=environment,
+        protocol=protocol_digest(spec.measure),
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        elapsed_s=end.elapsed_s,
+    )
+    if verdict.outcome != "ok":
+        return record
+    results = [tail.results for tail in end.tails]
+    found = _verified(results) if spec.kind == "verify" else _timed(end, results)
+    return record.model_copy(update=found)
+
+
+def _verified(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"verify": VerifyRecord.model_validate(results[0]["verify"])}
+
+
+def _timed(end: LaunchEnd, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    timings = [result["timing"] for result in results]
+    found: dict[str, Any] = {
+        "value": _value(end, timings),
+        "losses": [loss for loss in timings[0]["losses"] if loss is not None],
+        "compile": _compiled(timings, results[0]["description"]["compile_strategy"], end.spec.cell),
+    }
+    if end.spec.detailed:
+        found["memory"] = _peak_memory([result["memory"] for result in results])
+        found["expert_load"] = ExpertLoad.model_validate(results[0]["expert_load"])
+        found |= _traced(end.spec.trace_directory, steps=end.spec.measure.trace_steps)
+    return found
+
+
+def _traced(directory: Path, *, steps: int) -> dict[str, Any]:
+    from epbench.analysis.collectives import collective_rows
+
+    try:
+        return {"collectives": collective_rows(directory, steps=steps)}
+    except RunError as error:  # a damaged trace is no reason to lose the step time
+        return {"note": f"no collectives: {error}"}
+
+
+def _value(end: LaunchEnd, timings: Sequence[dict[str, Any]]) -> LaunchValue:
+    steps_s = slowest_per_step([timing["steps_s"] for timing in timings])
+    invalid = _why_invalid(timings)
+    return LaunchValue(
+        index=end.spec.index,
+        order=end.spec.order,
+        step_s=median(steps_s),
+        steps=len(steps_s),
+        warmup_steps=timings[0]["warmup_steps"],
+        step_sd_s=stdev(steps_s) if len(steps_s) > 1 else None,
+        valid=invalid is None,
+        invalid_reason=invalid,
+        host=_hosts(end),
+    )
+
+
+def slowest_per_step(ranks: Sequence[Sequence[float]]) -> list[float]:
+    """Seconds of each step on its slowest rank; all ranks have timed the same steps."""
+    assert len({len(steps) for steps in ranks}) == 1, "ranks timed different numbers of steps"
+    return [max(step) for step in zip(*ranks, strict=True)]
+
+
+def _why_invalid(timings: Sequence[dict[str, Any]]) -> str | None:
+    recompiles = max(timing["recompiles"] or 0 for timing in timings)
+    if recompiles:
+        return f"compiled {recompiles} more times while it was timed"
+    if not all(timing["settled"] for timing in timings):
+        return f"step times were not stationary after {timings[0]['warmup_steps']} warm-up steps"
+    if any(loss is None for timing in timings for loss in timing["losses"]):
+        return "the loss was not finite within the first steps"
+    return None
+
+
+def _compiled(timings: Sequence[dict[str, Any]], strategy: str | None, cell: Cell) -> CompileRecord:
+    """The slowest rank's compile time and the worst counts; all None in eager mode."""
+    if cell.mode == "eager":
+        return CompileRecord()
+    return CompileRecord(
+        seconds=_largest(timings, "compile_s"),
+        graph_breaks=_largest(timings, "graph_breaks"),
+        recompiles=_largest(timings, "recompiles"),
+        strategy=strategy,
+    )
+
+
+def _largest(timings: Sequence[dict[str, Any]], key: str) -> Any:
+    return max((timing[key] for timing in timings if timing[key] is not None), default=None)
+
+
+def _peak_memory(ranks: Sequence[dict[str, Any]]) -> PeakMemory:
+    worst = max(range(len(ranks)), key=lambda rank: ranks[rank]["peak_allocated_bytes"])
+    memory = ranks[worst]
+    return PeakMemory(
+        rank=worst,
+        peak_allocated_bytes=memory["peak_allocated_bytes"],
+        peak_reserved_bytes=memory["peak_reserved_bytes"],
+        memory_bytes=MemoryBytes(**{part: memory[part] for part in MemoryBytes.model_fields}),
+    )
+
+
+def _hosts(end: LaunchEnd) -> dict[str, Any]:
+    """What the environment's digest leaves out: machine, GPUs and time."""
+    hosts = [tail.results["host"] for tail in end.tails]
+    return {
+        "names": sorted({host["name"] for host in hosts}),
+        "gpu_uuids": [host["gpu_uuid"] for host in hosts if "gpu_uuid" in host],
+        "nccl": hosts[0].get("nccl"),
+        "started_s": end.tails[0].started["t"],
+        "kernel": platform.release(),
+    }
+
+
+def write_launch(directory: Path, record: LaunchRecord) -> None:
+    """Complete a launch: from now on ``--resume`` reuses it."""
+    write_atomically(directory / FILE, record.model_dump_json(indent=2))
+
+
+def find_launches(cell_directory: Path, *, environment: str, protocol: str) -> list[LaunchRecord]:
+    """The finished launches of a cell that were made in this environment and in this way, by index."""
+    found = [read_record(path, LaunchRecord) for path in cell_directory.glob(f"*/{FILE}")]
+    same = [one for one in found if one and (one.environment, one.protocol) == (environment, protocol)]
+    return sorted(same, key=lambda one: (one.kind, one.index))
