@@ -1,0 +1,211 @@
+"""What a step's collectives cost: the transfer apart from the waiting, by op, purpose, phase and axis.
+
+A collective's duration on one rank is not a cost of the network: it contains the wait for the last rank to
+arrive. The k-th call of one kind in one group is therefore matched over the group's ranks::
+
+    rank 0   |---- wait ----|== transfer ==|
+    rank 1                  |== transfer ==|
+
+    transfer = max(end) - max(start)          wait of a rank = its duration - transfer, not below 0
+
+which needs one clock, so ranks of one host. Where ranks do not share a clock, or the trace does not tell the
+group, the shortest duration over the ranks is taken: a lower bound of the transfer when splits are uneven.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from epbench.analysis.calls import Call, Kind, calls_of
+from epbench.analysis.intervals import Intervals, covered_s, intervals, length_s, union
+from epbench.analysis.trace import RankTrace, read_traces
+from epbench.errors import RunError
+from epbench.records import CollectiveRow
+
+__all__ = ["Matched", "collective_rows", "match", "rows_of", "work_union"]
+
+RankCalls = dict[int, Call]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """One collective: the calls of its ranks, and how long moving the data took."""
+
+    kind: Kind
+    root: int | None
+    step: int
+    calls: RankCalls
+    transfer_s: float
+
+    @property
+    def timed(self) -> dict[int, tuple[float, float]]:
+        """(start, end) of the ranks whose device had anything to do."""
+        return {
+            rank: (call.start_s, call.end_s)
+            for rank, call in self.calls.items()
+            if call.start_s is not None and call.end_s is not None
+        }
+
+    @property
+    def heaviest_bytes(self) -> int:
+        """Bytes of the rank that sends or receives most."""
+        return max(call.bytes for call in self.calls.values())
+
+    @property
+    def mean_bytes(self) -> float:
+        """Bytes of the mean rank."""
+        return sum(call.bytes for call in self.calls.values()) / len(self.calls)
+
+    @property
+    def size(self) -> int | None:
+        """Ranks of the group; None if the trace does not tell."""
+        return next(iter(self.calls.values())).size
+
+    def waits_s(self) -> dict[int, float]:
+        """How long each rank waited for the others."""
+        return {r: max(0.0, end_s - start_s - self.transfer_s) for r, (start_s, end_s) in self.timed.items()}
+
+    def window(self, rank: int) -> tuple[float, float]:
+        """The end of a rank's call, as long as the transfer: when it moved data and no longer waited."""
+        start_s, end_s = self.timed[rank]
+        return max(start_s, end_s - self.transfer_s), end_s
+
+
+def collective_rows(trace_dir: Path, *, steps: int) -> list[CollectiveRow]:
+    """One row per op, purpose, phase and axis, the longest transfer first.
+
+    Raises RunError for missing, unreadable or incomplete traces, and when the ranks of a group did not make
+    the same calls.
+    """
+    return rows_of(read_traces(trace_dir, steps=steps), steps=steps)
+
+
+def rows_of(traces: Sequence[RankTrace], *, steps: int) -> list[CollectiveRow]:
+    """The rows of traces that are already read."""
+    by_kind: dict[Kind, list[Matched]] = defaultdict(list)
+    for matched in match(traces):
+        by_kind[matched.kind].append(matched)
+    work = {trace.rank: work_union(trace) for trace in traces} if all(t.on_cuda for t in traces) else {}
+    rows = [_row(kind, found, steps, work) for kind, found in by_kind.items()]
+    return sorted(rows, key=lambda row: (-row.transfer_s, row.op, row.purpose, row.phase, row.axis))
+
+
+def work_union(trace: RankTrace) -> Intervals:
+    """When the device did anything but communicate: kernels, copies and fills of all streams."""
+    return union(intervals((k.start_s, k.end_s) for k in trace.kernels if not k.communication))
+
+
+# ---------------------------------------------------------------- matching
+
+
+def match(traces: Sequence[RankTrace]) -> list[Matched]:
+    """The collectives of the traced steps, each with its calls on all ranks of its group."""
+    one_clock = len({trace.host for trace in traces}) == 1
+    groups: dict[tuple[Kind, int | None], dict[int, list[Call]]] = defaultdict(lambda: defaultdict(list))
+    for trace in traces:
+        for call in calls_of(trace):
+            groups[call.kind, call.root][trace.rank].append(call)
+    return [
+        _matched(kind, root, calls, one_clock)
+        for (kind, root), by_rank in groups.items()
+        for calls in _zipped(kind, root, by_rank)
+    ]
+
+
+def _zipped(kind: Kind, root: int | None, by_rank: dict[int, list[Call]]) -> list[RankCalls]:
+    """The k-th call of every rank together."""
+    sequences = {rank: [call.step for call in calls] for rank, calls in by_rank.items()}
+    first = min(sequences)
+    size = by_rank[first][0].size
+    if root is not None and size is not None and len(by_rank) != size:
+        raise RunError(
+            f"{_name(kind, root)}: {len(by_rank)} of {size} ranks have such calls in their traces;"
+            " the traces are of different runs or incomplete"
+        )
+    odd = next((rank for rank, steps in sequences.items() if steps != sequences[first]), None)
+    if odd is not None:
+        raise RunError(
+            f"{_name(kind, root)}: rank {first} made {len(sequences[first])} calls and rank {odd}"
+            f" {len(sequences[odd])}, or in other steps; the traces are of different runs or incomplete"
+        )
+    ranks = sorted(by_rank)
+    calls_by_k = zip(*(by_rank[rank] for rank in ranks), strict=True)
+    return [dict(zip(ranks, calls, strict=True)) for calls in calls_by_k]
+
+
+def _name(kind: Kind, root: int | None) -> str:
+    return f"{kind.op} {kind.purpose} {kind.phase} on {kind.axis} (group of rank {root})"
+
+
+def _matched(kind: Kind, root: int | None, calls: RankCalls, one_clock: bool) -> Matched:
+    spans = [(c.start_s, c.end_s) for c in calls.values() if c.start_s is not None and c.end_s is not None]
+    if not spans:
+        transfer_s = 0.0
+    elif one_clock and root is not None:
+        transfer_s = max(end_s for _, end_s in spans) - max(start_s for start_s, _ in spans)
+    else:
+        transfer_s = min(end_s - start_s for start_s, end_s in spans)
+    return Matched(kind, root, next(iter(calls.values())).step, calls, transfer_s)
+
+
+# ---------------------------------------------------------------- one row
+
+
+def _row(kind: Kind, found: list[Matched], steps: int, work: dict[int, Intervals]) -> CollectiveRow:
+    transfers_s = [matched.transfer_s for matched in found]
+    bandwidths = [m.heaviest_bytes / m.transfer_s for m in found if m.heaviest_bytes and m.transfer_s > 0]
+    algbw = median(bandwidths) if bandwidths else None
+    factor = _bus_factor(kind.op, found[0].size)
+    exposed_s, overlapped_s = _exposed(found, steps, work) if work else (None, None)
+    return CollectiveRow(
+        **kind._asdict(),
+        calls_per_step=max(Counter(matched.root for matched in found).values()) / steps,
+        bytes=round(median(matched.heaviest_bytes for matched in found)),
+        bytes_mean=median(matched.mean_bytes for matched in found),
+        transfer_s=median(_worst_by_step(found, steps, lambda matched: {matched.root: matched.transfer_s})),
+        wait_s=median(_worst_by_step(found, steps, Matched.waits_s)),
+        exposed_s=exposed_s,
+        overlapped_s=overlapped_s,
+        p50_s=float(np.percentile(transfers_s, 50)),
+        p95_s=float(np.percentile(transfers_s, 95)),
+        algbw_bytes_per_s=algbw,
+        busbw_bytes_per_s=algbw * factor if algbw is not None and factor is not None else None,
+    )
+
+
+def _worst_by_step(
+    found: Iterable[Matched], steps: int, shares: Callable[[Matched], Mapping[Any, float]]
+) -> list[float]:
+    """Per step the largest sum over calls, among the groups or ranks that ``shares`` names."""
+    sums: list[dict[Any, float]] = [defaultdict(float) for _ in range(steps)]
+    for matched in found:
+        for who, value in shares(matched).items():
+            sums[matched.step][who] += value
+    return [max(step.values(), default=0.0) for step in sums]
+
+
+def _exposed(found: Iterable[Matched], steps: int, work: dict[int, Intervals]) -> tuple[float, float]:
+    """Seconds of transfer a step outside of and under other kernels, of the rank where most is outside."""
+    windows: dict[tuple[int, int], list[tuple[float, float]]] = defaultdict(list)
+    for matched in found:
+        for rank in matched.timed:
+            windows[matched.step, rank].append(matched.window(rank))
+    worst = [(0.0, 0.0)] * steps
+    for (step, rank), spans in windows.items():
+        transfers = intervals(spans)
+        overlapped_s = float(covered_s(transfers, by=work[rank]).sum())
+        worst[step] = max(worst[step], (length_s(transfers) - overlapped_s, overlapped_s))
+    return median(exposed_s for exposed_s, _ in worst), median(overlapped_s for _, overlapped_s in worst)
+
+
+def _bus_factor(op: str, size: int | None) -> float | None:
+    """Bus over algorithm bandwidth as nccl-tests define it; our bytes, like theirs, are the whole buffer."""
+    if size is None or size < 2:
+        return None
+    factors = {"all_to_all": 1, "all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}
+    return factors[op] * (size - 1) / size if op in factors else None
