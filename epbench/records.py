@@ -79,11 +79,12 @@ class Breakdown(Frozen):
 class CollectiveRow(Frozen):
     """All calls of one op x purpose x phase x axis in a step, over the ranks of its groups.
 
-    Seconds a step, the median over the traced steps: ``transfer_s`` of the group that transfers longest,
-    ``wait_s`` of the rank that waits longest, ``exposed_s`` and ``overlapped_s`` of the transfers of the rank
-    where most is exposed. Of single calls: ``bytes``, the median over calls of the heaviest rank's buffer (the
-    larger of sent and received, own part included), ``bytes_mean`` likewise of the mean rank, the percentiles of
-    the transfer, and the bandwidths, medians of ``bytes`` over the transfer.
+    Seconds a step, the median over the traced steps: ``transfer_s`` of the group that transfers
+    longest, ``wait_s`` of the rank that waits longest, ``exposed_s`` and ``overlapped_s`` of the
+    transfers of the rank where most is exposed. Of single calls: ``bytes``, the median over calls of
+    the heaviest rank's buffer (the larger of sent and received, own part included), ``bytes_mean``
+    likewise of the mean rank, the percentiles of the transfer, and the bandwidths, medians of ``bytes``
+    over the transfer.
     """
 
     op: str
