@@ -87,7 +87,8 @@ def _one_row_a_cell(rows: list[PlannedCell], *, where: str) -> list[PlannedCell]
 def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[PlannedCell]:
     """The cells of one setting: one, or with ``layout = "auto"`` one for each legal layout."""
     base = flat({key: document.tables.get(key, {}) for key in ("model", "train")})
-    merged = base | setting
+    explicit = any(key.startswith("model.") for key in base)
+    merged = ({} if explicit else {"model.preset": "tiny"}) | base | setting
     world_size = _world_size(merged.get("world_size", document.tables.get("world_size")), where=where)
     model = build_model(_part(merged, "model"), where=where)
     train = build_train(_part(merged, "train"), where=where)
