@@ -44,9 +44,7 @@ class ModelSpec(Frozen):
     rope_theta: float = Field(1e6, gt=0)
     rms_norm_eps: float = Field(1e-6, gt=0)
     initializer_range: float = Field(0.02, gt=0)
-    expert_initializer_scale: float = Field(
-        1.0, gt=0, description="times initializer_range; verification uses 8"
-    )
+    expert_initializer_scale: float = Field(1.0, gt=0, description="times initializer_range; verification uses 8")
     tie_word_embeddings: bool = False
     checkpoint: str | None = None
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epbench.cells import ModelSpec
-from epbench.model.layers import Linear, RMSNorm, apply_rope, identity
+from epbench.model.layers import Linear, Move, RMSNorm, apply_rope, identity
 
 __all__ = ["Attention", "Core", "Rope", "causal_attention"]
 
@@ -46,14 +46,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, model.rms_norm_eps)
         self.k_norm = RMSNorm(self.head_dim, model.rms_norm_eps)
         self.core: Core = causal_attention
-        self.enter = identity
-        self.leave = identity
+        self.enter: Move = identity
+        self.leave: Move = identity
 
     def forward(self, x_BSD: Tensor, rope: Rope) -> Tensor:
         """[B, S, D] -> [B, S, D]; ``rope`` covers the whole sequence."""
         x = self.enter(x_BSD)
-        q, k, v = (
-            project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
         out_BSHd = self.core(self.q_norm(q), self.k_norm(k), v, rope)
         return self.leave(self.o_proj(out_BSHd.flatten(2)))

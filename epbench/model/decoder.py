@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from epbench.cells import ModelSpec
 from epbench.model.attention import Attention, Rope
-from epbench.model.layers import Embedding, Linear, RMSNorm, identity, local, rope_tables
+from epbench.model.layers import Embedding, Linear, Move, RMSNorm, identity, local, rope_tables
 from epbench.model.moe import MoE, Routed
 
 __all__ = ["Block", "Decoder", "DenseMLP", "Head", "token_loss"]
@@ -24,8 +24,8 @@ class DenseMLP(nn.Module):
         self.gate_proj = Linear(model.hidden_size, model.intermediate_size)
         self.up_proj = Linear(model.hidden_size, model.intermediate_size)
         self.down_proj = Linear(model.intermediate_size, model.hidden_size)
-        self.enter = identity
-        self.leave = identity
+        self.enter: Move = identity
+        self.leave: Move = identity
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, D]."""
@@ -46,13 +46,15 @@ class Block(nn.Module):
 
     def attend(self, x_BSD: Tensor, rope: Rope) -> Tensor:
         """The attention half with its residual."""
-        return x_BSD + self.attention(self.attention_norm(x_BSD), rope)
+        attended: Tensor = self.attention(self.attention_norm(x_BSD), rope)
+        return x_BSD + attended
 
     def dense(self, x_BSD: Tensor, rope: Rope) -> Tensor:
         """A whole block without experts."""
         assert self.mlp is not None, "a block with experts has no dense layer"
         h = self.attend(x_BSD, rope)
-        return h + self.mlp(self.mlp_norm(h))
+        out: Tensor = self.mlp(self.mlp_norm(h))
+        return h + out
 
     def route(self, x_BSD: Tensor, rope: Rope) -> tuple[Tensor, Routed]:
         """Up to the experts: the residual and the routed rows."""
@@ -74,7 +76,7 @@ class Block(nn.Module):
 
 
 def token_loss(x_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, scale: Tensor) -> Tensor:
-    """``scale`` times the summed cross-entropy of tokens whose label is not -100; the plain form, all logits at once."""
+    """``scale`` times the summed cross-entropy of tokens whose label is not -100; the plain form, all logits."""
     logits = F.linear(x_TD, weight_VD).float()
     return scale * F.cross_entropy(logits, labels_T, ignore_index=-100, reduction="sum")
 
@@ -87,7 +89,7 @@ class Head(nn.Module):
         self.norm = RMSNorm(model.hidden_size, model.rms_norm_eps)
         self.weight = nn.Parameter(torch.empty(model.vocab_size, model.hidden_size))
         self.loss: Loss = token_loss
-        self.enter = identity
+        self.enter: Move = identity
 
     def forward(self, x_BSD: Tensor, labels_BS: Tensor, scale: Tensor) -> Tensor:
         """Scaled loss sum over this rank's tokens, fp32 scalar."""

@@ -25,9 +25,7 @@ def _(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("epbench::grouped_linear_backward", mutates_args=())
-def _grouped_linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor
-) -> tuple[Tensor, Tensor]:
+def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     grad = grad.contiguous()
     dx = F.grouped_mm(grad, weight, offs=offsets)
     dw = F.grouped_mm(grad.transpose(0, 1), x, offs=offsets)
@@ -56,4 +54,5 @@ def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tenso
 
     ``offsets`` [E] int32: end of each expert's rows, the last equal to R; an expert may have none.
     """
-    return _grouped_linear(x_RI, weight_EOI, offsets_E)
+    result: Tensor = _grouped_linear(x_RI, weight_EOI, offsets_E)
+    return result

@@ -5,12 +5,14 @@ takes this rank's part, and a sub-layer may be entered and left through function
 (``enter`` and ``leave``, identity on one rank).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial
 from torch.nn import functional as F
 
-__all__ = ["Embedding", "Linear", "RMSNorm", "apply_rope", "identity", "local", "rope_tables"]
+__all__ = ["Embedding", "Linear", "Lookup", "Move", "RMSNorm", "apply_rope", "identity", "local", "rope_tables"]
 
 
 def local(param: Tensor) -> Tensor:
@@ -57,13 +59,17 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, weight.shape, weight, self.eps)
 
 
+Move = Callable[[Tensor], Tensor]
+Lookup = Callable[[Tensor, Tensor], Tensor]
+
+
 class Embedding(nn.Module):
     """Token embedding; ``weight`` [vocab, D]. ``lookup(ids, weight)`` is replaced under tensor parallelism."""
 
     def __init__(self, vocab_size: int, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, size))
-        self.lookup = F.embedding
+        self.lookup: Lookup = F.embedding
 
     def forward(self, ids_BS: Tensor) -> Tensor:
         """[B, S] int64 -> [B, S, D]."""

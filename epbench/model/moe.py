@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from epbench.cells import ModelSpec
 from epbench.model.grouped import grouped_linear
-from epbench.model.layers import Linear, identity, local
+from epbench.model.layers import Linear, Move, identity, local
 from epbench.model.permute import expand, inverse_of, permute
 
 __all__ = ["Dispatcher", "Experts", "LocalDispatcher", "MoE", "Routed", "Router", "count", "sort_by_expert"]
@@ -71,6 +71,7 @@ class LocalDispatcher:
 
     def combine(self, y_RD: Tensor, routed: Routed) -> Tensor:
         """Rows are already this rank's own, in order."""
+        assert y_RD.shape[0] == routed.order.shape[0], "every copy has a row"
         return y_RD
 
 
@@ -128,8 +129,8 @@ class MoE(nn.Module):
         self.router = Router(model)
         self.experts = Experts(model)
         self.dispatcher: Dispatcher = LocalDispatcher()
-        self.enter = identity
-        self.leave = identity
+        self.enter: Move = identity
+        self.leave: Move = identity
 
     def route(self, x_BSD: Tensor) -> Routed:
         """From tokens to rows on the ranks that hold their experts."""

@@ -9,7 +9,6 @@ The backward of an all-to-all is the all-to-all with swapped splits; gathering a
 each other's.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +49,9 @@ class Axis:
 
 
 def _group(name: str) -> dist.ProcessGroup:
-    resolve: Callable[[str], dist.ProcessGroup] = dist.distributed_c10d._resolve_process_group
-    return resolve(name)
+    module: Any = dist.distributed_c10d
+    group: dist.ProcessGroup = module._resolve_process_group(name)
+    return group
 
 
 def _label(
@@ -113,7 +113,8 @@ def all_to_all(
     ``splits`` [2, axis.size] int64 on the CPU: rows sent to and received from each rank; ``reverse`` swaps the
     two. ``rows`` states the number received where it is known beforehand, which spares the graph an unknown.
     """
-    return _all_to_all(x, splits, rows, reverse, axis.group, axis.name, purpose, "forward")
+    result: Tensor = _all_to_all(x, splits, rows, reverse, axis.group, axis.name, purpose, "forward")
+    return result
 
 
 @torch.library.custom_op("epbench::all_to_all_even", mutates_args=())
@@ -143,7 +144,8 @@ _all_to_all_even.register_autograd(_all_to_all_even_backward, setup_context=_sav
 
 def all_to_all_even(x: Tensor, *, axis: Axis, purpose: str) -> Tensor:
     """Exchanges equal chunks: ``x`` [axis.size, ...], chunk i goes to rank i; returns the same shape."""
-    return _all_to_all_even(x, axis.group, axis.name, purpose, "forward")
+    result: Tensor = _all_to_all_even(x, axis.group, axis.name, purpose, "forward")
+    return result
 
 
 @torch.library.custom_op("epbench::exchange_counts", mutates_args=())
@@ -219,12 +221,14 @@ _scatter_sequence.register_autograd(_scatter_backward, setup_context=_save_how)
 
 def gather_sequence(x: Tensor, *, axis: Axis) -> Tensor:
     """[B, S / n, ...] -> [B, S, ...]; the gradient is summed over the ranks and scattered."""
-    return _gather_sequence(x, axis.group, axis.size, axis.name, "forward")
+    result: Tensor = _gather_sequence(x, axis.group, axis.size, axis.name, "forward")
+    return result
 
 
 def scatter_sequence(x: Tensor, *, axis: Axis) -> Tensor:
     """Sums [B, S, ...] over the ranks and keeps this rank's [B, S / n, ...]; the gradient is gathered."""
-    return _scatter_sequence(x, axis.group, axis.size, axis.name, "forward")
+    result: Tensor = _scatter_sequence(x, axis.group, axis.size, axis.name, "forward")
+    return result
 
 
 def all_reduce_(x: Tensor, *, axis: Axis, purpose: str, op: Any = dist.ReduceOp.SUM) -> Tensor:

@@ -56,6 +56,6 @@ def apply_compile(model: Decoder) -> None:
                 "route": torch.compile(block.route, fullgraph=True),
                 "merge": _compiled_merge(block.merge),
             }
-            block.moe.experts.forward = _compiled_experts(block.moe.experts.forward)  # type: ignore[method-assign]
+            setattr(block.moe.experts, "forward", _compiled_experts(block.moe.experts.forward))  # noqa: B010
         for name, function in replace.items():
             setattr(block, name, function)

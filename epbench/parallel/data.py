@@ -9,7 +9,7 @@ with a factor of exactly 1: gloo has no PREMUL_SUM, and any other factor is appl
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
@@ -57,12 +57,10 @@ def apply_fsdp(model: Decoder, dims: ParallelDims, train: TrainSpec) -> None:
     placement = _expert_placement(model.spec.num_experts, dims)
 
     def shard(module: nn.Module, mesh: DeviceMesh, *, reshard: bool = train.reshard_after_forward) -> None:
-        on_experts = mesh is experts
-
-        def place(param: Tensor) -> Shard:
-            return placement if on_experts else Shard(0)
-
-        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, shard_placement_fn=place)
+        where = placement if mesh is experts else Shard(0)
+        fully_shard(
+            module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy, shard_placement_fn=lambda _: where
+        )
 
     shard(model.embed_tokens, dense)
     for block in model.layers:

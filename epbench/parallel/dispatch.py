@@ -36,14 +36,10 @@ class AllToAllDispatcher:
         regroup = _regroup(received, rows.shape[0])
         back = inverse_of(regroup)
         offsets = received.sum(0).cumsum(0).to(torch.int32)
-        return Routed(
-            permute(rows, regroup, back), offsets, scores_TK, order, inverse, (splits, regroup, back)
-        )
+        return Routed(permute(rows, regroup, back), offsets, scores_TK, order, inverse, (splits, regroup, back))
 
     def combine(self, y_RD: Tensor, routed: Routed) -> Tensor:
         """Expert outputs back to the ranks of their tokens: [T*K, D]."""
         splits, regroup, back = routed.state
         y = permute(y_RD, back, regroup)
-        return all_to_all(
-            y, splits, axis=self.axis, purpose="combine", reverse=True, rows=routed.order.shape[0]
-        )
+        return all_to_all(y, splits, axis=self.axis, purpose="combine", reverse=True, rows=routed.order.shape[0])

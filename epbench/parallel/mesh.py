@@ -43,9 +43,7 @@ class ParallelDims:
             world=world,
             dense=view((rep, fsdp, layout.tp), ("dp_replicate", "fsdp", "tp")),
             data=view((layout.data_ranks, layout.cp, layout.tp), ("data", "cp", "tp")),
-            expert=view(
-                (rep, layout.efsdp, layout.ep, layout.etp), ("dp_replicate", "efsdp", "ep", "etp")
-            ),
+            expert=view((rep, layout.efsdp, layout.ep, layout.etp), ("dp_replicate", "efsdp", "ep", "etp")),
         )
 
     def axis(self, name: str) -> Axis:
@@ -61,5 +59,3 @@ class ParallelDims:
     def coordinate(self, name: str) -> int:
         """This process's index on ``data``, ``cp`` or ``tp``."""
         return self.data[name].get_local_rank()
-
-

@@ -5,6 +5,7 @@ dense mask (no sorting, no grouped product, no dispatch), the loss is ``F.cross_
 clipping and AdamW are torch's own, and there is no FSDP, no DTensor and no compiler.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epbench.cells import Cell, ModelSpec
+from epbench.model.attention import Rope
 from epbench.model.decoder import Block, Decoder
 from epbench.model.init import init_weights
 from epbench.model.moe import MoE
@@ -33,9 +35,7 @@ class LoopMoE(nn.Module):
         x_TD = x_BSD.flatten(0, 1)
         ids, scores = self.router(x_TD)
         out = torch.zeros_like(x_TD)
-        for expert, (w1, w2, w3) in enumerate(
-            zip(self.experts.w1, self.experts.w2, self.experts.w3, strict=True)
-        ):
+        for expert, (w1, w2, w3) in enumerate(zip(self.experts.w1, self.experts.w2, self.experts.w3, strict=True)):
             token, slot = (ids == expert).nonzero(as_tuple=True)
             hidden = F.silu(x_TD[token] @ w1.T) * (x_TD[token] @ w3.T)
             out = out.index_add(0, token, (hidden @ w2.T) * scores[token, slot].unsqueeze(1).to(out.dtype))
@@ -56,13 +56,14 @@ def _with_loop_experts(model: Decoder) -> None:
     for block in model.layers:
         if isinstance(block, Block) and block.moe is not None:
             loop = LoopMoE(block.moe)
-            block.forward = _block_forward(block, loop)  # type: ignore[method-assign]
+            setattr(block, "forward", _block_forward(block, loop))  # noqa: B010
 
 
-def _block_forward(block: Block, loop: LoopMoE):  # type: ignore[no-untyped-def]
-    def forward(x_BSD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def _block_forward(block: Block, loop: LoopMoE) -> Callable[[Tensor, Rope], Tensor]:
+    def forward(x_BSD: Tensor, rope: Rope) -> Tensor:
         h = block.attend(x_BSD, rope)
-        return h + loop(block.mlp_norm(h))
+        out: Tensor = loop(block.mlp_norm(h))
+        return h + out
 
     return forward
 

@@ -133,9 +133,7 @@ def _worst_over_ranks(errors: _Errors) -> _Errors:
     return max((each for each in every if each is not None), key=lambda each: each.largest)
 
 
-def verify_cell(
-    cell: Cell, world: World, *, scope: Literal["full", "loss"] = "full", tolerance: float
-) -> VerifyRecord:
+def verify_cell(cell: Cell, world: World, *, scope: Literal["full", "loss"] = "full", tolerance: float) -> VerifyRecord:
     """Runs one shrunk step in the cell's layout and on one rank; collective, the same record on all ranks.
 
     ``tolerance`` is relative and the same for all four errors. A stack that gives no gradients is verified on

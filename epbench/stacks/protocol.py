@@ -109,7 +109,5 @@ def load_stack(name: str) -> BuildStack:
     registered = {point.name: point.value for point in entry_points(group="epbench.stacks")}
     known = BUILT_IN | registered
     if name not in known:
-        raise ScenarioError(
-            f"train.stack: no stack named '{name}' is installed; there is {', '.join(sorted(known))}"
-        )
+        raise ScenarioError(f"train.stack: no stack named '{name}' is installed; there is {', '.join(sorted(known))}")
     return _import(known[name])

@@ -30,9 +30,7 @@ def build(cell: Cell, world: World) -> "Qwen3MoeStep":
     parallelize(model, dims, cell)
     model.to_empty(device=world.device)
     sizes = cell.model
-    init_weights(
-        model, seed=cell.train.seed, std=sizes.initializer_range, expert_scale=sizes.expert_initializer_scale
-    )
+    init_weights(model, seed=cell.train.seed, std=sizes.initializer_range, expert_scale=sizes.expert_initializer_scale)
     return Qwen3MoeStep(cell, world, dims, model)
 
 
