@@ -6,22 +6,30 @@
 
 PYTHON ?= python3
 VENV := .venv
-STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip install -qq -c constraints.txt
+# .ready is what a run needs, .ready-dev what tests and checks need on top.
+READY := $(VENV)/.ready
+DEV_READY := $(VENV)/.ready-dev
 EPBENCH := $(VENV)/bin/epbench
 COUNT_GPUS := $(VENV)/bin/python -c "from epbench.provenance import find_gpus; print(len(find_gpus()))"
 
 .DEFAULT_GOAL := quick
 .PHONY: quick test lint install clean
 
-install: $(STAMP)
+install: $(DEV_READY)
 
-$(STAMP): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV)" >&2
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(PIP) -e .
 	@touch $@
 
-quick: $(STAMP)
-	@gpus=$$($(COUNT_GPUS)); \
+$(DEV_READY): $(READY)
+	$(PIP) -e ".[dev]"
+	@touch $@
+
+quick: $(READY)
+	@gpus=$$($(COUNT_GPUS)) || exit 1; \
 	case $$gpus in \
 	0) $(EPBENCH) run scenarios/quick.toml ;; \
 	1) echo "one GPU: dp1 is measured on it, and every other layout on 4 CPU ranks" >&2; \
@@ -30,10 +38,10 @@ quick: $(STAMP)
 	*) $(EPBENCH) run scenarios/quick.toml ;; \
 	esac
 
-test: $(STAMP)
+test: $(DEV_READY)
 	$(VENV)/bin/pytest
 
-lint: $(STAMP)
+lint: $(DEV_READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy

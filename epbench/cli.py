@@ -52,26 +52,16 @@ app = typer.Typer(
     epilog="Start here: epbench plan scenarios/quick.toml, then epbench run scenarios/quick.toml",
 )
 
-_Scenario = Annotated[
-    Path, typer.Argument(metavar="SCENARIO", help="a scenario file, e.g. scenarios/quick.toml")
-]
-_Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="a run directory, a unique part of its name, or 'latest'")
-]
-_World = Annotated[
-    int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")
-]
-_Device = Annotated[
-    str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="instead of the file's")
-]
+_Scenario = Annotated[Path, typer.Argument(help="a scenario file, e.g. scenarios/quick.toml")]
+_Run = Annotated[str, typer.Argument(help="a run directory, a unique part of its name, or 'latest'")]
+_World = Annotated[int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")]
+_Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="instead of the file's")]
 _Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
 @app.command()
 def plan(
-    scenario: Annotated[
-        Path | None, typer.Argument(metavar="[SCENARIO]", help="a scenario file, e.g. scenarios/quick.toml")
-    ] = None,
+    scenario: Annotated[Path | None, typer.Argument(help="a scenario file, e.g. scenarios/quick.toml")] = None,
     *,
     model: Annotated[
         str | None,
@@ -103,9 +93,7 @@ def plan(
 def run(
     scenario: _Scenario,
     *,
-    only: Annotated[
-        str | None, typer.Option("--only", metavar="GLOB", help="only cells whose id matches")
-    ] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="GLOB", help="only cells whose id matches")] = None,
     launches: Annotated[
         int | None,
         typer.Option("--launches", metavar="K", min=1, help="launches a cell, instead of the file's"),
@@ -120,9 +108,7 @@ def run(
     ] = None,
     world: _World = None,
     device: _Device = None,
-    reports_dir: Annotated[Path, typer.Option("--reports-dir", help="where run directories go")] = Path(
-        "reports"
-    ),
+    reports_dir: Annotated[Path, typer.Option("--reports-dir", help="where run directories go")] = Path("reports"),
 ) -> None:
     """Verify and measure every cell of a scenario, and write the report."""
     from epbench.report.build import write_report
@@ -136,7 +122,7 @@ def run(
         only=only,
         launches=launches,
         budget_s=None if budget is None else parse_duration(budget),
-        resume=None if resume is None else open_run(resume, reports_dir=reports_dir).path,
+        resume=resume,
         reports_dir=reports_dir,
         device=planned.device,
     )
@@ -184,7 +170,7 @@ def report(
     path = open_run(run).path
     written = write_report(path, output=output)
     if csv is not None:
-        write_csv(path, output=csv)
+        write_csv(path, csv)
         _say(f"wrote {csv}")
     typer.echo(str(written))
     _say(f"next: epbench show {path}")
@@ -199,9 +185,7 @@ def parse_duration(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", text, re.ASCII)
     seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
     if seconds <= 0:
-        raise ScenarioError(
-            f"a time is a positive number and s, m or h, such as 90s, 20m or 2h; got {shown(text)}"
-        )
+        raise ScenarioError(f"a time is a positive number and s, m or h, such as 90s, 20m or 2h; got {shown(text)}")
     return seconds
 
 

@@ -152,8 +152,7 @@ def _sizes(case: _Case) -> Iterator[str]:
 def _world(case: _Case) -> Iterator[str]:
     if case.layout.world_size != case.world_size:
         yield (
-            f"dp_replicate x dp_shard x cp x tp = {case.layout.world_size}, "
-            f"but the world has {_ranks(case.world_size)}"
+            f"dp_replicate x dp_shard x cp x tp = {case.layout.world_size}, but the world has {_ranks(case.world_size)}"
         )
 
 

@@ -21,7 +21,9 @@ def plan_json(scenario: Scenario) -> str:
     """
     results = (
         result_of(
-            CellEntry(order=order, cell=it.cell, skip_reason=it.skip_reason, varied=scenario.varied)
+            CellEntry(
+                order=order, cell=it.cell, skip_reason=it.skip_reason, world_size=it.world_size, varied=scenario.varied
+            )
         ).model_dump(mode="json")
         for order, it in enumerate(scenario.planned)
     )

@@ -42,11 +42,7 @@ def plan_cells(document: Document) -> tuple[PlannedCell, ...]:
     """All rows of a scenario in order; raises ScenarioError for what cannot be a row."""
     where, tables = document.where, document.tables
     rows = _limited(
-        (
-            row
-            for setting in matrix_settings(tables, where=where)
-            for row in _rows(document, setting, where=where)
-        ),
+        (row for setting in matrix_settings(tables, where=where) for row in _rows(document, setting, where=where)),
         where=where,
     )
     for index, block in enumerate(tables.get("exclude", [])):
@@ -55,9 +51,7 @@ def plan_cells(document: Document) -> tuple[PlannedCell, ...]:
     for index, block in enumerate(tables.get("include", [])):
         place = f"{where}: include[{index}]"
         settings = include_settings(block, where=place)
-        rows += _limited(
-            (row for setting in settings for row in _rows(document, setting, where=place)), where=where
-        )
+        rows += _limited((row for setting in settings for row in _rows(document, setting, where=place)), where=where)
     return tuple(_one_row_a_cell(rows, where=where))
 
 

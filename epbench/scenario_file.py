@@ -56,9 +56,7 @@ def read_document(path: Path) -> Document:
         source = None
     where = place(path)
     if tables.get("schema") != 1:
-        raise ScenarioError(
-            f"{where}: 'schema = 1' is missing or of another number; this version reads schema 1"
-        )
+        raise ScenarioError(f"{where}: 'schema = 1' is missing or of another number; this version reads schema 1")
     device = tables.get("device", "auto")
     if device not in _DEVICES:
         raise ScenarioError(f"{where}: device must be auto, cpu or cuda, got {shown(device)}")
@@ -88,9 +86,7 @@ def _text(path: Path, where: str) -> str:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
-        raise ScenarioError(
-            f"{where}: cannot be read: {(error.strerror or 'unknown error').lower()}"
-        ) from None
+        raise ScenarioError(f"{where}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
     except ValueError:
         raise ScenarioError(f"{where}: is not a possible path") from None
     if len(content) > _MAX_BYTES:
@@ -112,9 +108,7 @@ def _parent(path: Path, extends: Any) -> dict[str, Any]:
     parent = path.parent / extends
     _, tables = _read(parent)
     if "extends" in tables:
-        raise ScenarioError(
-            f"{place(path)}: extends {place(extends)}, which extends another: one level is allowed"
-        )
+        raise ScenarioError(f"{place(path)}: extends {place(extends)}, which extends another: one level is allowed")
     return tables
 
 
@@ -137,9 +131,7 @@ def _name(tables: dict[str, Any], where: str) -> str:
 def _description(tables: dict[str, Any], where: str) -> str:
     description = tables.get("description", "")
     if not isinstance(description, str) or len(description) > 1000:
-        raise ScenarioError(
-            f"{where}: description must be text of at most 1000 characters, got {shown(description)}"
-        )
+        raise ScenarioError(f"{where}: description must be text of at most 1000 characters, got {shown(description)}")
     return description
 
 

@@ -67,9 +67,7 @@ def include_settings(block: dict[str, Any], *, where: str) -> Iterator[Setting]:
     settings = flat(block)
     if "layout" not in settings:
         raise ScenarioError(f"{where}: layout is missing")
-    axes = [
-        [{key: value} for value in _values(values, where=where, key=key)] for key, values in settings.items()
-    ]
+    axes = [[{key: value} for value in _values(values, where=where, key=key)] for key, values in settings.items()]
     return _product(axes, where=where)
 
 
@@ -96,9 +94,7 @@ def _values(values: Any, *, where: str, key: str) -> list[Any]:
 def _product(axes: list[list[Setting]], *, where: str) -> Iterator[Setting]:
     count = math.prod(len(axis) for axis in axes)
     if count > MAX_CELLS:
-        raise ScenarioError(
-            f"{where}: {count} combinations are more than the {MAX_CELLS} that a run may have"
-        )
+        raise ScenarioError(f"{where}: {count} combinations are more than the {MAX_CELLS} that a run may have")
     for parts in itertools.product(*axes):
         yield {key: value for part in parts for key, value in part.items()}
 
@@ -123,9 +119,7 @@ def matches(block: dict[str, Any], cell: Cell, *, world_size: int, where: str) -
         raise ScenarioError(f"{where}: the block is empty and would exclude everything")
     return all(
         any(
-            _equal(
-                key, pattern, cell_value(cell, key, world_size=world_size), world_size=world_size, where=where
-            )
+            _equal(key, pattern, cell_value(cell, key, world_size=world_size), world_size=world_size, where=where)
             for pattern in _values(patterns, where=where, key=key)
         )
         for key, patterns in conditions.items()

@@ -62,9 +62,7 @@ _BUILT: dict[str, tuple[object, ...]] = {
     "train.packing": ("none",),
 }
 _ROUTINGS = ("natural", "round_robin", "uniform", "zipf:1.2", "hot_rank:0.5", "replay:FILE")
-_ROUTING = re.compile(
-    r"natural|round_robin|uniform|(zipf|hot_rank):([0-9.]{1,12})|replay:[^\x00-\x1f]{1,4096}"
-)
+_ROUTING = re.compile(r"natural|round_robin|uniform|(zipf|hot_rank):([0-9.]{1,12})|replay:[^\x00-\x1f]{1,4096}")
 
 
 class GateSpec(Frozen):
@@ -207,8 +205,7 @@ def build_measure(values: dict[str, Any], *, where: str) -> MeasureSpec:
     measure = _build(MeasureSpec, values, where=where, prefix="measure.")
     if measure.min_steps > measure.max_steps:
         raise ScenarioError(
-            f"{where}: measure.min_steps = {measure.min_steps} exceeds "
-            f"measure.max_steps = {measure.max_steps}"
+            f"{where}: measure.min_steps = {measure.min_steps} exceeds measure.max_steps = {measure.max_steps}"
         )
     return measure
 

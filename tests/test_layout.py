@@ -227,8 +227,7 @@ def test_every_violated_rule_is_named_with_the_nearest_legal_value() -> None:
         "vocab_size = 151936 is not a multiple of tp = 3; nearest tp: 2 or 4",
         "num_attention_heads = 32 is not a multiple of tp = 3; nearest tp: 2 or 4",
         "num_key_value_heads = 4 is not a multiple of tp = 3; nearest tp: 2 or 4",
-        "global_batch_size = 4 is not a multiple of dp_replicate x dp_shard = 3; "
-        "nearest global_batch_size: 3 or 6",
+        "global_batch_size = 4 is not a multiple of dp_replicate x dp_shard = 3; nearest global_batch_size: 3 or 6",
         "seq_len = 128 is not a multiple of cp x tp = 9; nearest seq_len: 126 or 135",
     ]
 
@@ -284,9 +283,7 @@ def test_every_violated_rule_is_named_with_the_nearest_legal_value() -> None:
         ),
     ],
 )
-def test_one_broken_rule_is_one_sentence(
-    layout: Layout, model: ModelSpec, train: TrainSpec, words: str | None
-) -> None:
+def test_one_broken_rule_is_one_sentence(layout: Layout, model: ModelSpec, train: TrainSpec, words: str | None) -> None:
     broken = violations(layout, world_size=layout.world_size, model=model, train=train)
     assert broken == ([] if words is None else [words])
 

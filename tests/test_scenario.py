@@ -71,8 +71,7 @@ def test_zip_walks_its_lists_together_and_is_one_more_axis(write: Write) -> None
         )
     )
     sizes = [
-        (it.cell.layout.slug, it.cell.model.num_experts, it.cell.model.moe_intermediate_size)
-        for it in scenario.planned
+        (it.cell.layout.slug, it.cell.model.num_experts, it.cell.model.moe_intermediate_size) for it in scenario.planned
     ]
     assert sizes == [("dp4", 4, 64), ("dp4", 8, 32), ("dp2-tp2", 4, 64), ("dp2-tp2", 8, 32)]
     assert scenario.varied == ["layout", "model.moe_intermediate_size", "model.num_experts"]
@@ -160,9 +159,7 @@ def test_auto_is_every_legal_layout(write: Write) -> None:
 
 
 def test_auto_without_a_legal_layout_is_a_skipped_row_that_says_why(write: Write) -> None:
-    scenario = load_scenario(
-        write(HEAD + '[train]\nglobal_batch_size = 3\nseq_len = 127\n[matrix]\nlayout = "auto"\n')
-    )
+    scenario = load_scenario(write(HEAD + '[train]\nglobal_batch_size = 3\nseq_len = 127\n[matrix]\nlayout = "auto"\n'))
     [row] = scenario.planned
     assert row.cell.layout.slug == "dp4"
     assert row.skip_reason is not None
@@ -193,9 +190,7 @@ def test_world_override_replaces_both_the_fixed_size_and_the_axis(write: Write) 
     assert [(it.cell.layout.slug, it.world_size) for it in fixed.planned] == [("dp2-ep2", 2), ("tp4", 2)]
     assert fixed.planned[0].skip_reason is None
     assert fixed.planned[1].skip_reason is not None
-    axis = load_scenario(
-        write('schema = 1\nname = "t"\n[matrix]\nworld_size = [2, 4]\nlayout = "ep2"\n'), world_size=4
-    )
+    axis = load_scenario(write('schema = 1\nname = "t"\n[matrix]\nworld_size = [2, 4]\nlayout = "ep2"\n'), world_size=4)
     assert [it.cell.layout.slug for it in axis.planned] == ["dp4-ep2"]
     assert tomllib.loads(axis.text)["world_size"] == 4
 
@@ -205,9 +200,7 @@ def test_world_override_replaces_both_the_fixed_size_and_the_axis(write: Write) 
 
 def test_preset_with_overrides_keeps_the_published_number_of_layers(write: Write) -> None:
     scenario = load_scenario(
-        write(
-            HEAD + '[model]\npreset = "qwen3-30b-a3b"\nnum_layers = 8\nmlp_only_layers = [0, 1]\n' + ONE_CELL
-        )
+        write(HEAD + '[model]\npreset = "qwen3-30b-a3b"\nnum_layers = 8\nmlp_only_layers = [0, 1]\n' + ONE_CELL)
     )
     model = scenario.planned[0].cell.model
     expected = PRESETS["qwen3-30b-a3b"].model_copy(update={"num_layers": 8, "mlp_only_layers": (0, 1)})
@@ -256,9 +249,7 @@ def test_explicit_model(write: Write) -> None:
         ("model", 'tie_word_embeddings = true\npreset = "tiny"'),
     ],
 )
-def test_what_is_not_built_is_refused_when_fixed_and_skipped_on_an_axis(
-    write: Write, table: str, line: str
-) -> None:
+def test_what_is_not_built_is_refused_when_fixed_and_skipped_on_an_axis(write: Write, table: str, line: str) -> None:
     message = refusal(write(f"{HEAD}[{table}]\n{line}\n{ONE_CELL}"))
     assert "not yet: " in message
     first = line.splitlines()[0]
@@ -308,8 +299,7 @@ def test_precision_as_an_axis_is_skipped_on_cpu_not_measured_twice(write: Write)
 
 def test_extends_merges_tables_by_key_and_replaces_lists_and_blocks(write: Write) -> None:
     write(
-        HEAD
-        + '[train]\nseq_len = 256\nglobal_batch_size = 8\n[matrix]\nlayout = ["dp4"]\nmode = ["compiled"]\n'
+        HEAD + '[train]\nseq_len = 256\nglobal_batch_size = 8\n[matrix]\nlayout = ["dp4"]\nmode = ["compiled"]\n'
         '[[include]]\nlayout = "tp4"\n',
         "base.toml",
     )
@@ -328,9 +318,7 @@ def test_extends_merges_tables_by_key_and_replaces_lists_and_blocks(write: Write
 
 def test_kept_text_is_self_contained_and_reads_back_to_the_same_cells(write: Write) -> None:
     write(HEAD + ONE_CELL + "[[zip]]\nmodel.num_experts = [4, 8]\n", "base.toml")
-    child = write(
-        'extends = "base.toml"\nschema = 1\nname = "child"\ndescription = "a \\"b\\" \\\\ \u00e9"\n'
-    )
+    child = write('extends = "base.toml"\nschema = 1\nname = "child"\ndescription = "a \\"b\\" \\\\ \u00e9"\n')
     scenario = load_scenario(child)
     again = load_scenario(write(scenario.text, "again.toml"))
     assert "extends" not in scenario.text
@@ -355,9 +343,7 @@ _PLAIN = st.one_of(st.booleans(), st.integers(-(2**62), 2**62), st.text(max_size
 _KEYS = st.text(min_size=1, max_size=8)
 _TABLES = st.recursive(
     st.dictionaries(_KEYS, st.one_of(_PLAIN, st.lists(_PLAIN, max_size=3)), max_size=3),
-    lambda inner: st.dictionaries(
-        _KEYS, st.one_of(inner, st.lists(inner, min_size=1, max_size=2)), max_size=3
-    ),
+    lambda inner: st.dictionaries(_KEYS, st.one_of(inner, st.lists(inner, min_size=1, max_size=2)), max_size=3),
     max_leaves=8,
 )
 
