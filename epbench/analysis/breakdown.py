@@ -79,8 +79,7 @@ def _work_and_transfers(traces: Sequence[RankTrace]) -> dict[int, Intervals]:
         for rank in matched.timed:
             transfers[rank].append(matched.window(rank))
     return {
-        trace.rank: union(np.concatenate([work_union(trace), intervals(transfers[trace.rank])]))
-        for trace in traces
+        trace.rank: union(np.concatenate([work_union(trace), intervals(transfers[trace.rank])])) for trace in traces
     }
 
 

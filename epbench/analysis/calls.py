@@ -46,6 +46,9 @@ ITEM_BYTES = {  # by the names of NCCL's kernel arguments and of the profiler's 
 Span = tuple[float, float]  # start and end, seconds
 
 
+FSDP_COMMUNICATES = re.compile(r"FSDP::(all_gather|post_backward_reduce|reduce_scatter|all_reduce)\b")
+
+
 class Kind(NamedTuple):
     """What calls are added up by: one row of the result."""
 
@@ -94,8 +97,15 @@ def _op(name: str) -> str:
     return next((op for part, op in OPS.items() if part in plain), name)
 
 
+def _purpose(axis: str, around: list[Scope]) -> str:
+    """``fsdp`` for what FSDP2 issues itself; DTensor redistributes gradients within other scopes of FSDP2."""
+    if any(FSDP_COMMUNICATES.match(scope.name) for scope in around):
+        return "fsdp"
+    return axis if axis == "tp" else "other"
+
+
 def _phase(op: str, around: list[Scope]) -> str:
-    """Phase of one of FSDP2's collectives by the annotations around it; gradients are reduced in backward."""
+    """Phase of an unlabelled collective by FSDP2's annotations around it; gradients are reduced in backward."""
     backward = op == "reduce_scatter" or any("backward" in scope.name for scope in around)
     return "backward" if backward else "forward"
 
@@ -155,7 +165,7 @@ def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[Kernel]) -> Iterator
         yield Call(
             kind=Kind(
                 op=op,
-                purpose="fsdp" if around or "fsdp" in axis else "other",
+                purpose=_purpose(axis, around),
                 phase=_phase(op, around) if on_main else "backward",  # autograd has a thread of its own
                 axis=axis,
             ),
@@ -239,16 +249,14 @@ class _Transfers:
         return first
 
 
-def _unlabelled_operator(
-    trace: RankTrace, operator: Scope, event: Scope, *, step: int, around: list[Scope]
-) -> Call:
+def _unlabelled_operator(trace: RankTrace, operator: Scope, event: Scope, *, step: int, around: list[Scope]) -> Call:
     op = _op(operator.name.removeprefix("c10d::"))
-    axis = _fsdp_axis(op, around)
+    axis = _gloo_axis(op, around)
     buffers = _buffer_elements(operator.args)
     size = max(buffers) // min(buffers) if op in ("all_gather", "reduce_scatter") and min(buffers) else None
     ranks = _ranks_on(trace, axis, size)
     return Call(
-        kind=Kind(op, "fsdp" if around else "other", _phase(op, around), axis),
+        kind=Kind(op, _purpose(axis, around), _phase(op, around), axis),
         root=min(ranks) if ranks else None,
         size=len(ranks) if ranks else size,
         step=step,
@@ -259,9 +267,9 @@ def _unlabelled_operator(
     )
 
 
-def _fsdp_axis(op: str, around: list[Scope]) -> str:
+def _gloo_axis(op: str, around: list[Scope]) -> str:
     """Mesh axis by what FSDP2 does with it and by the name of the module that it does it for."""
-    if not around:
+    if _purpose("unknown", around) != "fsdp":
         return "unknown"
     if op == "all_reduce":
         return "dp_replicate"

@@ -98,9 +98,7 @@ def read_traces(directory: Path, *, steps: int) -> list[RankTrace]:
     Raises RunError if there is none, one cannot be read, a rank is missing, or a trace does not hold
     ``steps`` steps.
     """
-    paths = {
-        int(m[1]): path for path in directory.glob("rank-*.json.gz") if (m := _RANK.fullmatch(path.name))
-    }
+    paths = {int(m[1]): path for path in directory.glob("rank-*.json.gz") if (m := _RANK.fullmatch(path.name))}
     if not paths:
         raise RunError(f"{directory}: no trace rank-<n>.json.gz in it; run the cell again")
     loaded = {rank: _load(path) for rank, path in sorted(paths.items())}
@@ -152,9 +150,7 @@ def _rank_trace(rank: int, document: dict[str, Any], base_ns: int, path: Path) -
             **sorter.sorted(),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path}: an event of the trace makes no sense ({error!r}); run the cell again"
-        ) from error
+        raise RunError(f"{path}: an event of the trace makes no sense ({error!r}); run the cell again") from error
 
 
 def _groups(distributed: dict[str, Any]) -> Iterator[Group]:
@@ -167,9 +163,7 @@ class _Sorter:
 
     def __init__(self, shift_us: float) -> None:
         self.shift_us = shift_us
-        self.found: dict[str, list[Scope]] = {
-            kind: [] for kind in ("steps", "labels", "fsdp", "issues", "gloo")
-        }
+        self.found: dict[str, list[Scope]] = {kind: [] for kind in ("steps", "labels", "fsdp", "issues", "gloo")}
         self.launches: dict[int, Launch] = {}
         self.device: list[dict[str, Any]] = []
 
@@ -206,8 +200,7 @@ class _Sorter:
     def sorted(self) -> dict[str, Any]:
         """The kinds by name, each in order of start."""
         kinds: dict[str, Any] = {
-            kind: tuple(sorted(scopes, key=lambda scope: scope.start_s))
-            for kind, scopes in self.found.items()
+            kind: tuple(sorted(scopes, key=lambda scope: scope.start_s)) for kind, scopes in self.found.items()
         }
         kinds["labels"] = tuple((scope, _label(scope.name)) for scope in kinds["labels"])
         kinds["kernels"] = tuple(sorted(map(self._kernel, self.device), key=lambda kernel: kernel.start_s))

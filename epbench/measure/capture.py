@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["trace_pass"]
 
 
-def trace_pass(
-    step: "Step", batches: "Sequence[Batch]", world: "World", *, steps: int, directory: Path
-) -> Path:
+def trace_pass(step: "Step", batches: "Sequence[Batch]", world: "World", *, steps: int, directory: Path) -> Path:
     """Records ``steps`` steps and writes ``directory/rank-<rank>.json.gz``, whose path it returns.
 
     A collective: every rank runs the same number of steps. ``directory`` is made if need be.

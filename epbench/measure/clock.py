@@ -57,7 +57,7 @@ class Timing:
     losses: list[float]  # of the first steps of all, warm-up included
     compile_s: float | None  # None, like the next two: nothing was compiled
     graph_breaks: int | None
-    recompiles: int | None  # frames compiled during the timed steps
+    recompiles: int | None  # graphs compiled during the timed steps
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def time_steps(
         losses=[float(loss) for loss in bench.losses],
         compile_s=after.compile_s if after.used else None,
         graph_breaks=after.graph_breaks if after.used else None,
-        recompiles=after.frames - before.frames if after.used else None,
+        recompiles=after.graphs - before.graphs if after.used else None,
     )
 
 
@@ -126,11 +126,11 @@ def _warm_up(bench: _Bench, max_steps: int, on_progress: Progress) -> tuple[int,
 
 def _warm_up_step(bench: _Bench) -> tuple[float, bool]:
     """Seconds of one synchronised step on the slowest rank, and whether any rank compiled during it."""
-    frames, start = CompileCounters.read().frames, time.perf_counter()
+    graphs, start = CompileCounters.read().graphs, time.perf_counter()
     bench.run()
     drain(bench.world)
     step_s = time.perf_counter() - start
-    slowest_s, compiled = maximum_over_ranks([step_s, CompileCounters.read().frames - frames], bench.world)
+    slowest_s, compiled = maximum_over_ranks([step_s, CompileCounters.read().graphs - graphs], bench.world)
     return slowest_s, compiled > 0
 
 
@@ -194,7 +194,7 @@ def _time_chunk(bench: _Bench, indices: range, on_progress: Progress) -> list[fl
 
 
 def _time_by_events(bench: _Bench, indices: range, on_progress: Progress) -> list[float]:
-    marks = [_cuda_event() for _ in range(len(indices) + 1)]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(indices) + 1)]
     marks[0].record()
     for index, mark in zip(indices, marks[1:], strict=True):
         bench.run()
@@ -202,10 +202,6 @@ def _time_by_events(bench: _Bench, indices: range, on_progress: Progress) -> lis
         on_progress("timing", index)
     drain(bench.world)
     return [earlier.elapsed_time(later) * 1e-3 for earlier, later in pairwise(marks)]
-
-
-def _cuda_event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _time_by_host(bench: _Bench, indices: range, on_progress: Progress) -> list[float]:

@@ -15,7 +15,7 @@ __all__ = ["CompileCounters"]
 class CompileCounters:
     """Totals since the process started. A fresh launch starts from zero."""
 
-    frames: int  # frames that Dynamo tried to compile, recompilations included
+    graphs: int  # handed to the backend, recompilations included; frames are not counted under fullgraph
     graph_breaks: int
     compile_s: float  # wall seconds in the compiler, forward and backward graphs
 
@@ -26,7 +26,7 @@ class CompileCounters:
         if utils is None:
             return cls(0, 0, 0.0)
         return cls(
-            frames=utils.counters["frames"]["total"],
+            graphs=utils.counters["stats"]["unique_graphs"],
             graph_breaks=sum(utils.counters["graph_break"].values()),
             compile_s=utils.calculate_time_spent()["total_wall_time"],
         )
@@ -34,4 +34,4 @@ class CompileCounters:
     @property
     def used(self) -> bool:
         """Whether anything was compiled at all; if not, the other numbers mean nothing."""
-        return self.frames > 0
+        return self.graphs > 0

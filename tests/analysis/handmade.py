@@ -63,8 +63,8 @@ class Trace:
     def annotate(self, name: str, start: float, end: float, tid: int = MAIN) -> "Trace":
         return self.event("user_annotation", name, start, end, tid)
 
-    def gloo(self, op: str, start: float, end: float, tid: int = 300, **args: Any) -> "Trace":
-        return self.event("user_annotation", f"gloo:{op}", start, end, tid, **args)
+    def gloo(self, op: str, start: float, end: float, tid: int = 300, dtype: str = "float") -> "Trace":
+        return self.event("user_annotation", f"gloo:{op}", start, end, tid, **{"Input type": [dtype]})
 
     def operator(self, name: str, start: float, end: float, dims: list[Any], dtype: str = "float") -> "Trace":
         args = {"Input Dims": dims, "Input type": [dtype] * len(dims)}
@@ -83,9 +83,7 @@ class Trace:
         **args: Any,
     ) -> "Trace":
         correlation = next(self.correlations)
-        self.event(
-            "cuda_runtime", "cudaLaunchKernelExC", launched, launched + 1, tid, correlation=correlation
-        )
+        self.event("cuda_runtime", "cudaLaunchKernelExC", launched, launched + 1, tid, correlation=correlation)
         return self.event(category, name, start, end, stream, correlation=correlation, **args)
 
     def nccl(
@@ -100,9 +98,7 @@ class Trace:
     ) -> "Trace":
         """An NCCL kernel together with the copy of its annotation that a real trace has on the device."""
         self.event("gpu_user_annotation", "nccl:all_to_all", start, end, COMM_STREAM)
-        return self.kernel(
-            f"ncclDevKernel_{name}", start, end, launched=launched, tid=tid, stream=COMM_STREAM, **args
-        )
+        return self.kernel(f"ncclDevKernel_{name}", start, end, launched=launched, tid=tid, stream=COMM_STREAM, **args)
 
     def write(self, directory: Path) -> None:
         path = directory / f"rank-{self.rank}.json.gz"

@@ -66,9 +66,7 @@ def test_a_cpu_has_no_device_time(tmp_path: Path) -> None:
     assert breakdown(write(tmp_path, trace), steps=1) == DeviceTime(Breakdown(), None, None, None)
 
 
-KERNELS = st.lists(
-    st.tuples(st.integers(0, 200), st.integers(1, 60), st.booleans(), st.integers(0, 300)), min_size=1
-)
+KERNELS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 60), st.booleans(), st.integers(0, 300)), min_size=1)
 
 
 @given(KERNELS)

@@ -119,9 +119,7 @@ def test_kinds_are_rows_of_their_own_longest_first(tmp_path: Path) -> None:
 
 
 def test_what_lies_outside_of_the_steps_is_not_counted(tmp_path: Path) -> None:
-    traces = [
-        Trace(rank).step(0, 100).annotate(label(), 10, 20).annotate(label(), 200, 300) for rank in (0, 1)
-    ]
+    traces = [Trace(rank).step(0, 100).annotate(label(), 10, 20).annotate(label(), 200, 300) for rank in (0, 1)]
     assert only_row(tmp_path, *traces).calls_per_step == 1
 
 
@@ -169,20 +167,8 @@ def test_exposed_and_overlapped_are_parts_of_the_transfer(tmp_path: Path) -> Non
 
 
 def test_the_wait_is_neither_exposed_nor_overlapped(tmp_path: Path) -> None:
-    a = (
-        Trace(0)
-        .step(0, 30)
-        .annotate(label(), 5, 8)
-        .nccl(100, 160, launched=6)
-        .kernel("k", 100, 150, launched=1)
-    )
-    b = (
-        Trace(1)
-        .step(0, 30)
-        .annotate(label(), 5, 8)
-        .nccl(150, 160, launched=6)
-        .kernel("k", 90, 91, launched=1)
-    )
+    a = Trace(0).step(0, 30).annotate(label(), 5, 8).nccl(100, 160, launched=6).kernel("k", 100, 150, launched=1)
+    b = Trace(1).step(0, 30).annotate(label(), 5, 8).nccl(150, 160, launched=6).kernel("k", 90, 91, launched=1)
     row = only_row(tmp_path, a, b)
     assert row.exposed_s == pytest.approx(10 * US)
     assert row.overlapped_s == pytest.approx(0)
@@ -226,15 +212,15 @@ def fsdp_kernel(trace: Trace, name: str, start: float, end: float, **launch: Any
         "Process Group Description": "mesh_fsdp",
         "Process Group Ranks": "[0, 1]",
     }
-    return trace.nccl(
-        start, end, name="AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", **launch, **args
-    )
+    return trace.nccl(start, end, name="AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", **launch, **args)
 
 
 def test_fsdp_kernels_are_read_by_their_arguments(tmp_path: Path) -> None:
     traces = []
     for rank in (0, 1):
-        trace = Trace(rank).step(0, 50).annotate("FSDP::pre_forward (layers.0)", 2, 9)
+        trace = Trace(rank).step(0, 50).annotate("FSDP::all_gather (layers.0)", 2, 9)
+        trace.annotate("FSDP::all_gather (layers.1)", 24, 26, AUTOGRAD)
+        trace.annotate("FSDP::post_backward_reduce (layers.1)", 29, 31, AUTOGRAD)
         fsdp_kernel(trace, "_allgather_base", 100, 110, launched=5)
         fsdp_kernel(trace, "_allgather_base", 200, 230, launched=25, tid=AUTOGRAD)
         fsdp_kernel(trace, "_reduce_scatter_base", 300, 340, launched=30, tid=AUTOGRAD)
@@ -281,6 +267,20 @@ def test_a_gather_over_the_world_needs_no_named_group(tmp_path: Path) -> None:
     assert row.transfer_s == pytest.approx(20 * US)
 
 
+def test_a_gradient_that_dtensor_redistributes_is_not_fsdps(tmp_path: Path) -> None:
+    traces = [
+        Trace(rank)
+        .step(0, 100)
+        .annotate("FSDP::post_backward_reshard (layers.0)", 5, 60)
+        .operator("allreduce_", 10, 12, [[[64]], []], dtype="TensorList")
+        .gloo("all_reduce", 20, 50, dtype="float")
+        for rank in (0, 1)
+    ]
+    row = only_row(tmp_path, *traces)
+    assert (row.purpose, row.phase, row.axis) == ("other", "backward", "unknown")
+    assert row.bytes == 256
+
+
 def test_an_operator_inside_a_label_is_not_counted_again(tmp_path: Path) -> None:
     traces = [
         Trace(rank)
@@ -312,10 +312,7 @@ def test_a_transfer_in_flight_is_not_taken_for_the_labelled_one(tmp_path: Path) 
 
 def test_without_a_known_group_the_shortest_duration_is_the_bound(tmp_path: Path) -> None:
     traces = [
-        Trace(rank)
-        .step(0, 100)
-        .operator("allreduce_", 10, 12, [[[8], [8]]])
-        .gloo("all_reduce", 20 - rank, 50)
+        Trace(rank).step(0, 100).operator("allreduce_", 10, 12, [[[8], [8]]]).gloo("all_reduce", 20 - rank, 50)
         for rank in (0, 1)
     ]
     row = only_row(tmp_path, *traces)

@@ -21,9 +21,7 @@ RunRanks = Callable[..., list[Any]]
 class FakeStep:
     """A step whose work is the function it is given, and whose loss counts the steps."""
 
-    def __init__(
-        self, work: Callable[[], Any] = lambda: None, *, experts: list[Tensor] | None = None
-    ) -> None:
+    def __init__(self, work: Callable[[], Any] = lambda: None, *, experts: list[Tensor] | None = None) -> None:
         self.work, self.experts, self.runs = work, experts, 0
         self.description = StepDescription(0, 0, 0, 0)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from epbench.cells import MeasureSpec
 from epbench.measure.clock import is_stationary, standard_error_of_median, time_steps
+from epbench.measure.counters import CompileCounters
 from epbench.stacks.protocol import Batch, World
 from tests.measure.conftest import FakeStep, RunRanks
 
@@ -61,26 +62,20 @@ def test_a_step_that_keeps_getting_faster_is_not_settled(
     assert timing.steps_s[0] == 2.0**-8  # timed all the same
 
 
-def test_noise_earns_more_steps_up_to_the_cap(
-    monkeypatch: pytest.MonkeyPatch, world: World, batch: Batch
-) -> None:
+def test_noise_earns_more_steps_up_to_the_cap(monkeypatch: pytest.MonkeyPatch, world: World, batch: Batch) -> None:
     step = FakeStep(Clock(monkeypatch, *[1.0, 1.2] * 30).step)
     timing = time_steps(step, [batch], world, spec(max_steps=10), on_progress=silent)
     assert timing.steps_s == pytest.approx([1.0, 1.2] * 5)
 
 
-def test_progress_is_told_after_each_step(
-    monkeypatch: pytest.MonkeyPatch, world: World, batch: Batch
-) -> None:
+def test_progress_is_told_after_each_step(monkeypatch: pytest.MonkeyPatch, world: World, batch: Batch) -> None:
     told: list[tuple[str, int]] = []
     step = FakeStep(Clock(monkeypatch, 1.0).step)
     time_steps(step, [batch], world, spec(), on_progress=lambda phase, index: told.append((phase, index)))
     assert told == [("warmup", i) for i in range(4)] + [("timing", i) for i in range(4)]
 
 
-def test_batches_are_used_in_turn_over_both_phases(
-    monkeypatch: pytest.MonkeyPatch, world: World, batch: Batch
-) -> None:
+def test_batches_are_used_in_turn_over_both_phases(monkeypatch: pytest.MonkeyPatch, world: World, batch: Batch) -> None:
     clock, seen = Clock(monkeypatch, 1.0), []
 
     class Watching(FakeStep):
@@ -130,24 +125,46 @@ def test_no_batch_is_an_error(world: World) -> None:
         time_steps(FakeStep(), [], world, spec(), on_progress=silent)
 
 
-def test_compilation_restarts_the_warmup_and_is_counted(world: World, batch: Batch) -> None:
+@pytest.fixture
+def fresh_compiler() -> None:
     torch._dynamo.reset()
-    before = torch._dynamo.utils.counters["frames"]["total"]
-    compiled = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_compilation_restarts_the_warmup_and_is_counted(world: World, batch: Batch, fullgraph: bool) -> None:
+    before = CompileCounters.read().graphs
+    compiled = torch.compile(lambda x: x * 2, backend="eager", dynamic=False, fullgraph=fullgraph)
     sizes = iter([2, 3, *[3] * 100])
     step = FakeStep(lambda: compiled(torch.ones(next(sizes))))
     timing = time_steps(step, [batch], world, spec(max_warmup_steps=20), on_progress=silent)
-    assert torch._dynamo.utils.counters["frames"]["total"] - before == 2
+    assert CompileCounters.read().graphs - before == 2
     assert timing.warmup_steps >= 2 + 2 * 5
     assert (timing.recompiles, timing.graph_breaks) == (0, 0)
     assert timing.compile_s is not None
     assert timing.compile_s > 0
 
 
-def test_a_recompile_among_the_timed_steps_is_told(
-    monkeypatch: pytest.MonkeyPatch, world: World, batch: Batch
-) -> None:
-    torch._dynamo.reset()
+@pytest.mark.usefixtures("fresh_compiler")
+def test_graph_breaks_are_counted(world: World, batch: Batch) -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        torch._dynamo.graph_break()
+        return y * 2
+
+    compiled = torch.compile(broken, backend="eager")
+    timing = time_steps(FakeStep(lambda: compiled(torch.ones(2))), [batch], world, spec(), on_progress=silent)
+    assert (timing.graph_breaks, timing.recompiles) == (1, 0)
+
+
+def test_nothing_compiled_is_none_not_zero(world: World, batch: Batch, fresh_compiler: None) -> None:
+    timing = time_steps(FakeStep(), [batch], world, spec(), on_progress=silent)
+    assert (timing.compile_s, timing.graph_breaks, timing.recompiles) == (None, None, None)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_recompile_among_the_timed_steps_is_told(monkeypatch: pytest.MonkeyPatch, world: World, batch: Batch) -> None:
     clock = Clock(monkeypatch, 1.0)
     compiled = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
 
@@ -182,9 +199,7 @@ def uneven(batch: Batch, *, world: World) -> tuple[int, int, bool]:
     """Rank 1's steps get faster for a while; rank 0's are steady from the start."""
     monkeypatch = pytest.MonkeyPatch()
     durations = [8.0, 4.0, 2.0, 1.0] if world.rank else [1.0]
-    timing = time_steps(
-        FakeStep(Clock(monkeypatch, *durations).step), [batch], world, spec(), on_progress=silent
-    )
+    timing = time_steps(FakeStep(Clock(monkeypatch, *durations).step), [batch], world, spec(), on_progress=silent)
     return timing.warmup_steps, len(timing.steps_s), timing.settled
 
 

@@ -40,9 +40,7 @@ def test_a_stack_that_cannot_tell_gives_none(world: World) -> None:
 
 
 def test_no_tokens_is_no_load(world: World) -> None:
-    assert (
-        expert_load(FakeStep(experts=[torch.empty(0, 2, dtype=torch.int32)]), cell(2), world) == ExpertLoad()
-    )
+    assert expert_load(FakeStep(experts=[torch.empty(0, 2, dtype=torch.int32)]), cell(2), world) == ExpertLoad()
 
 
 def lopsided(world: World) -> ExpertLoad:
