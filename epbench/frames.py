@@ -58,9 +58,7 @@ def frames_of(view: RunView) -> RunFrames:
     """Frames of a view."""
     import pandas as pd
 
-    launches = [
-        _names(cell) | _flat(launch.model_dump()) for cell in view.cells for launch in cell.launch_values
-    ]
+    launches = [_names(cell) | _flat(launch.model_dump()) for cell in view.cells for launch in cell.launch_values]
     collectives = [_names(cell) | row.model_dump() for cell in view.cells for row in cell.collectives]
     return RunFrames(
         run=view.run,

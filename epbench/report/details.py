@@ -40,9 +40,7 @@ def details_of(cell: CellResult) -> Details:
 
 
 def _settings(table: dict[str, Any]) -> str:
-    known = [
-        f"{clean(key, 60)} {clean(str(value), 120)}" for key, value in table.items() if value is not None
-    ]
+    known = [f"{clean(key, 60)} {clean(str(value), 120)}" for key, value in table.items() if value is not None]
     return ", ".join(known) or UNKNOWN
 
 

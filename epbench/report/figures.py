@@ -43,15 +43,16 @@ _SERIES = (
     (PURPLE, "cross"),
     (YELLOW, "triangle-up"),
 )
-_ROW_PX = 30
+_ROW_PX, _CHARACTER_PX, _PLOT_PX = 30, 7, 180
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart: plotly's JSON, its height in pixels, and what a screen reader says instead."""
+    """One chart: plotly's JSON, its size in pixels, and what a screen reader says instead."""
 
     json: str
     height: int
+    min_width: int  # narrower screens scroll the chart sideways
     label: str
 
 
@@ -73,10 +74,7 @@ def steps_figure(rows: Sequence[tuple[str, Sequence[CellResult]]]) -> Figure:
             )
     for mode in sorted({cell.mode for _, cells in rows for cell in cells}, reverse=True):
         points = [
-            (at, step_interval(cell))
-            for at, (_, cells) in enumerate(rows)
-            for cell in cells
-            if cell.mode == mode
+            (at, step_interval(cell)) for at, (_, cells) in enumerate(rows) for cell in cells if cell.mode == mode
         ]
         figure.add_scatter(
             **_interval_points(points, scale=1e3), name=_safe(mode), mode="markers", marker=_mode_marker(mode)
@@ -100,12 +98,7 @@ def speed_up_figure(pairs: Sequence[tuple[str, CellResult, CellResult]]) -> Figu
     )
     figure.add_vline(x=1.0, line={"color": GREY, "dash": "dot", "width": 2})
     _name_rows(figure, [name for name, _, _ in pairs])
-    bounds = [
-        bound
-        for _, ratio in points
-        if ratio
-        for bound in (ratio.low or ratio.value, ratio.high or ratio.value)
-    ]
+    bounds = [bound for _, ratio in points if ratio for bound in (ratio.low or ratio.value, ratio.high or ratio.value)]
     figure.update_xaxes(title_text="speed of compiled over eager", range=_range_around(1.0, bounds))
     return _finished(figure, rows=len(pairs), label="Speed-up of torch.compile for each layout")
 
@@ -123,9 +116,7 @@ def all_to_all_figure(compared: Compared, cells: Sequence[CellResult]) -> Figure
         transfer_ms = [1e3 * sum(row.transfer_s for row in found) for found in calls]
         wait_ms = [1e3 * sum(row.wait_s for row in found) for found in calls]
         figure.add_bar(**_bars(transfer_ms), name=_safe(purpose), marker={"color": color})
-        figure.add_bar(
-            **_bars(wait_ms), name=_safe(f"{purpose}, waiting"), showlegend=False, marker=_hatched(color)
-        )
+        figure.add_bar(**_bars(wait_ms), name=_safe(f"{purpose}, waiting"), showlegend=False, marker=_hatched(color))
     figure.add_bar(x=[None], y=[0], orientation="h", name="waiting", marker=_hatched(GREY))
     _name_rows(figure, [_phase_name(compared, rows, at) for at in range(len(rows))])
     figure.update_layout(barmode="stack", bargap=0.25)
@@ -160,7 +151,8 @@ def memory_figure(compared: Compared, cells: Sequence[CellResult]) -> Figure:
         name="Pareto frontier",
         hoverinfo="skip",
     )
-    labels = label_places(points, frontier)
+    names = {cell.cell: compared.naming.arm(cell) for cell in cells}
+    labels = label_places(points, {name: names[name] for name in dict.fromkeys([*frontier, *names])})
     for mode in sorted({cell.mode for cell in cells}, reverse=True):
         own = [cell for cell in cells if cell.mode == mode]
         figure.add_scatter(
@@ -184,10 +176,7 @@ def sizes_figure(compared: Compared, rows: Sequence[tuple[str, Sequence[CellResu
     for index, size in enumerate(dict.fromkeys(naming.size(cell) for _, cells in rows for cell in cells)):
         color, symbol = _SERIES[index % len(_SERIES)]
         points = [
-            (at, _throughput(cell))
-            for at, (_, cells) in enumerate(rows)
-            for cell in cells
-            if naming.size(cell) == size
+            (at, _throughput(cell)) for at, (_, cells) in enumerate(rows) for cell in cells if naming.size(cell) == size
         ]
         figure.add_scatter(
             **_interval_points(points, scale=1.0),
@@ -228,7 +217,7 @@ def _interval_points(points: Sequence[tuple[int, Interval | None]], *, scale: fl
 
 
 def _bars(lengths: Sequence[float]) -> dict[str, Any]:
-    return {"x": lengths, "y": list(range(len(lengths))), "orientation": "h"}
+    return {"x": [length or None for length in lengths], "y": list(range(len(lengths))), "orientation": "h"}
 
 
 def _range_around(point: float, values: Sequence[float]) -> list[float]:
@@ -255,9 +244,7 @@ def _mode_marker(mode: str) -> dict[str, Any]:
 
 def _memory_point(cell: CellResult, compared: Compared) -> tuple[float, float]:
     peak = peak_bytes(cell, compared)
-    assert peak is not None and cell.tokens_per_s_per_rank is not None, (
-        f"{cell.cell} has no memory or no speed"
-    )
+    assert peak is not None and cell.tokens_per_s_per_rank is not None, f"{cell.cell} has no memory or no speed"
     return peak / 2**30, cell.tokens_per_s_per_rank
 
 
@@ -308,4 +295,6 @@ def _finished(figure: Any, *, rows: int, label: str, row_px: int = _ROW_PX) -> F
     )
     figure.update_xaxes(automargin=True, zeroline=False, title_standoff=8)
     figure.update_yaxes(automargin=True)
-    return Figure(str(figure.to_json()), height, label)
+    names = figure.layout.yaxis.ticktext or ("",)
+    min_width = _PLOT_PX + _CHARACTER_PX * max(map(len, names))
+    return Figure(str(figure.to_json()), height, min_width, label)

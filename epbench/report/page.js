@@ -5,8 +5,13 @@
 
   async function unpack(id) {
     const bytes = Uint8Array.from(atob(byId(id).textContent), (character) => character.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream).text();
+    const packed = new ReadableStream({
+      start(controller) {
+        controller.enqueue(bytes);
+        controller.close();
+      },
+    });
+    return new Response(packed.pipeThrough(new DecompressionStream("gzip"))).text();
   }
 
   // Charts: plotly is unpacked when the first chart comes into view, each chart is drawn when it does.
@@ -54,7 +59,10 @@
 
   const MARGIN_PX = 300;
   const charts = all(".chart");
-  for (const chart of charts) chart.style.minHeight = `${Number(chart.dataset.height)}px`;
+  for (const chart of charts) {
+    chart.style.minHeight = `${Number(chart.dataset.height)}px`;
+    chart.style.minWidth = `${Number(chart.dataset.width)}px`;
+  }
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((found) => found.isIntersecting)) {
       observer.unobserve(entry.target);

@@ -1,6 +1,6 @@
 """Where the names of points stand in a scatter chart, so that none covers a point or another name.
 
-Plotly places every text at the same side of its point. Here each name takes the first of four sides that is
+Plotly places every text at the same side of its point. Here each name takes the first of six places that is
 free inside the plot; a name that finds none is left out (the chart's table and the tooltips have them all).
 """
 
@@ -10,31 +10,42 @@ __all__ = ["label_places"]
 
 Box = tuple[float, float, float, float]  # left, low, right, high in shares of the plot's width and height
 
-# What a name of some 20 characters covers around its point in a plot of 480 x 280 px.
-_PLACES: Mapping[str, Box] = {
-    "top center": (-0.14, 0.03, 0.14, 0.11),
-    "bottom center": (-0.14, -0.11, 0.14, -0.03),
-    "middle right": (0.02, -0.04, 0.30, 0.04),
-    "middle left": (-0.30, -0.04, -0.02, 0.04),
+_CHARACTER, _LINE = 0.0135, 0.055  # size of a character in a plot of 480 x 280 px
+# The left and low corner of a name around its point: (shares of its own width, fixed shift), (low edge).
+_PLACES: Mapping[str, tuple[float, float, float]] = {
+    "top right": (0.0, 0.005, 0.03),
+    "bottom right": (0.0, 0.005, -0.03 - _LINE),
+    "top left": (-1.0, -0.005, 0.03),
+    "bottom left": (-1.0, -0.005, -0.03 - _LINE),
+    "top center": (-0.5, 0.0, 0.03),
+    "bottom center": (-0.5, 0.0, -0.03 - _LINE),
 }
 _POINT: Box = (-0.015, -0.025, 0.015, 0.025)
 _PLOT: Box = (0.0, 0.0, 1.0, 1.04)
 _MARGIN = (0.06, 0.08)  # what plotly leaves between the outermost points and the plot's edges
 
 
-def label_places(points: Mapping[str, tuple[float, float]], first: Sequence[str]) -> dict[str, str]:
-    """Plotly's ``textposition`` of each (x, y) whose name finds a free place; ``first`` choose first."""
+def label_places(points: Mapping[str, tuple[float, float]], names: Mapping[str, str]) -> dict[str, str]:
+    """Plotly's ``textposition`` of each (x, y) whose name finds a free place; earlier names choose first."""
     at = _in_plot(points)
     taken = [_around(point, _POINT) for point in at.values()]
     found: dict[str, str] = {}
-    for name in [*first, *(name for name in points if name not in first)]:
-        for place, shape in _PLACES.items():
-            box = _around(at[name], shape)
+    for key, name in names.items():
+        for place in _PLACES:
+            box = _around(at[key], _shape(name, place))
             if _inside(box, _PLOT) and not any(_overlap(box, other) for other in taken):
-                found[name] = place
+                found[key] = place
                 taken.append(box)
                 break
     return found
+
+
+def _shape(name: str, place: str) -> Box:
+    """What a name at a place covers, relative to its point."""
+    width = _CHARACTER * len(name)
+    share, shift, low = _PLACES[place]
+    left = share * width + shift
+    return left, low, left + width, low + _LINE
 
 
 def _in_plot(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:

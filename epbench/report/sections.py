@@ -30,9 +30,7 @@ from epbench.report.verdict import NOT_RUN
 
 __all__ = ["Chart", "Section", "sections_of"]
 
-_INTERVALS = (
-    "Bars are 95 % intervals over launches; a point without a bar has fewer than three valid launches."
-)
+_INTERVALS = "Bars are 95 % intervals over launches; a point without a bar has fewer than three valid launches."
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Chart:
     figure: Figure
     caption: str
     table: Table | None = None
+    work: str = ""  # which cells, where one section has a chart for each group of comparable cells
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ def _all_to_all(compared: Compared) -> Section:
             key, title, missing="No measured cell recorded an all-to-all: none of them has ep or cp above 1."
         )
     caption = (
-        "Time a step in all-to-all calls, from the torch profiler's trace pass. Solid: transfer, after the last "
-        "rank of the group arrived. Hatched: waiting for it, which is other ranks' delay and not the network's. "
-        "Not all of it is exposed: it may overlap compute."
+        "Time a step in all-to-all calls, from the torch profiler's trace pass. Solid: transfer, after the "
+        "last rank of the group arrived. Hatched: waiting for it, which is other ranks' delay and not the "
+        "network's. Not all of it is exposed: it may overlap compute."
     )
     chart = Chart(all_to_all_figure(compared, cells), caption, collectives_table(compared, cells))
     return Section(key, title, (chart,))
@@ -105,14 +104,12 @@ def _memory(compared: Compared) -> Section:
 
 
 def _memory_chart(compared: Compared, group: Group, cells: list[CellResult]) -> Chart:
-    points = [
-        (cell.cell, float(peak_bytes(cell, compared) or 0), cell.tokens_per_s_per_rank or 0.0)
-        for cell in cells
-    ]
+    points = [(cell.cell, float(peak_bytes(cell, compared) or 0), cell.tokens_per_s_per_rank or 0.0) for cell in cells]
     head = f"{group.work}. " if group.work else ""
     caption = f"{head}Up and to the left is better; no cell beats those on the line in both."
     caption += _absent(compared, group, cells)
-    return Chart(memory_figure(compared, cells), caption, memory_table(compared, cells, pareto(points)))
+    table = memory_table(compared, cells, pareto(points))
+    return Chart(memory_figure(compared, cells), caption, table, group.work)
 
 
 def _absent(compared: Compared, group: Group, shown: list[CellResult]) -> str:

@@ -50,11 +50,7 @@ def communicating(compared: Compared) -> list[CellResult]:
 
 def weighed(compared: Compared, cells: Sequence[CellResult]) -> list[CellResult]:
     """Cells with both a peak of memory and a throughput."""
-    return [
-        cell
-        for cell in cells
-        if peak_bytes(cell, compared) is not None and cell.tokens_per_s_per_rank is not None
-    ]
+    return [cell for cell in cells if peak_bytes(cell, compared) is not None and cell.tokens_per_s_per_rank is not None]
 
 
 def _by(name: Callable[[CellResult], str], cells: Sequence[CellResult]) -> Rows:

@@ -73,11 +73,12 @@ def cell_columns(compared: Compared) -> tuple[Column, ...]:
 
 def _name_columns(compared: Compared) -> tuple[Column, ...]:
     naming = compared.naming
+    routing = _text("routing", "routing", "How tokens choose experts", lambda cell: clean(cell.routing, 40))
     return (
         _text("outcome", "outcome", "How the cell ended", lambda cell: cell.outcome or NOT_RUN),
         _text("layout", "layout", "Degrees of the mesh axes; an axis of degree 1 is left out", naming.layout),
         _text("mode", "mode", "Eager or torch.compile", lambda cell: clean(cell.mode, 20)),
-        _text("routing", "routing", "How tokens choose experts", lambda cell: clean(cell.routing, 40)),
+        *((routing,) if naming.has_routings else ()),
         _text("size", "experts / top-k / width", "Sizes of one MoE layer", naming.size),
     )
 
@@ -184,18 +185,12 @@ def _speed(cell: CellResult, compared: Compared) -> Value:
 
 
 def _grad_error(record: VerifyRecord) -> Value:
-    return (
-        Value("not checked") if record.scope == "loss" else Value(error(record.grad_error), record.grad_error)
-    )
+    return Value("not checked") if record.scope == "loss" else Value(error(record.grad_error), record.grad_error)
 
 
 def peak_word(compared: Compared) -> str:
     """Which peak this run reports: what the allocator reserved if it says so, else what was allocated."""
-    return (
-        "reserved"
-        if any(cell.peak_reserved_bytes is not None for cell in compared.view.cells)
-        else "allocated"
-    )
+    return "reserved" if any(cell.peak_reserved_bytes is not None for cell in compared.view.cells) else "allocated"
 
 
 def peak_bytes(cell: CellResult, compared: Compared) -> int | None:
@@ -203,12 +198,12 @@ def peak_bytes(cell: CellResult, compared: Compared) -> int | None:
     return cell.peak_reserved_bytes if peak_word(compared) == "reserved" else cell.peak_allocated_bytes
 
 
-def cells_table(compared: Compared, columns: Iterable[Column]) -> Table:
-    """One row for every cell of the run, in the run's order."""
+def cells_table(cells: Iterable[CellResult], columns: Iterable[Column]) -> Table:
+    """One row for every cell, in the order given."""
     columns = tuple(columns)
     return Table(
         titles=tuple(column.title for column in columns),
-        rows=tuple(tuple(column.value(cell) for column in columns) for cell in compared.view.cells),
+        rows=tuple(tuple(column.value(cell) for column in columns) for cell in cells),
         numbers=tuple(column.is_number for column in columns),
     )
 
@@ -216,9 +211,7 @@ def cells_table(compared: Compared, columns: Iterable[Column]) -> Table:
 def modes_table(rows: Iterable[tuple[str, Sequence[CellResult]]]) -> Table:
     """Eager beside compiled: both steps, the speed-up, and what compiling cost."""
     titles = ("layout", "eager, ms", "compiled, ms", "speed-up", "compile, s", "graph breaks", "recompiles")
-    return _table(
-        titles, [_modes_row(name, {cell.mode: cell for cell in cells}) for name, cells in rows], texts=1
-    )
+    return _table(titles, [_modes_row(name, {cell.mode: cell for cell in cells}) for name, cells in rows], texts=1)
 
 
 def _modes_row(name: str, modes: dict[str, CellResult]) -> tuple[Value, ...]:

@@ -89,9 +89,7 @@ def _fastest_sentence(best: CellResult, others: list[CellResult], group: Group, 
 
 def _tie_sentence(best: list[CellResult], others: list[CellResult], naming: Naming) -> str:
     names = join([naming.arm(cell) for cell in best])
-    sentence = (
-        f"{names} cannot be told apart: the lowest median is that of {naming.arm(best[0])}, {_step(best[0])}"
-    )
+    sentence = f"{names} cannot be told apart: the lowest median is that of {naming.arm(best[0])}, {_step(best[0])}"
     sentence += ", and the interval of every one's speed against it contains 1."
     if others:
         slower = "the other one is" if len(others) == 1 else f"the other {len(others)} ranked cells are"

@@ -34,9 +34,7 @@ __all__ = [
 ]
 
 Device = Literal["cpu", "cuda"]
-HOSTILE = (
-    "</script><script>window.hostile=1</script>\u202e\u2028\"'&<img src=x onerror=window.hostile=1>{{ 7*7 }}"
-)
+HOSTILE = "</script><script>window.hostile=1</script>\u202e\u2028\"'&<img src=x onerror=window.hostile=1>{{ 7*7 }}"
 
 WIDE = ModelSpec(
     preset="qwen3-30b-a3b",
@@ -135,12 +133,9 @@ def measured_cell(
     tokens = cell.tokens_per_step / step.value / cell.world_size
     speed = tflops(cell.model, seq_len=cell.train.seq_len, tokens_per_s_per_rank=tokens)
     on_gpu = device == "cuda"
-    rows = (
-        _all_to_all(step_s / 0.3, ulysses=cell.layout.cp > 1) if cell.layout.ep * cell.layout.cp > 1 else []
-    )
+    rows = _all_to_all(step_s / 0.3, ulysses=cell.layout.cp > 1) if cell.layout.ep * cell.layout.cp > 1 else []
     peak = int(
-        (30 + 40 * step_s + 10 / cell.layout.ep + 6 * (cell.mode == "eager") - 14 * (cell.layout.tp > 1))
-        * 2**30
+        (30 + 40 * step_s + 10 / cell.layout.ep + 6 * (cell.mode == "eager") - 14 * (cell.layout.tp > 1)) * 2**30
     )
     found: dict[str, Any] = {
         "outcome": "ok",
@@ -160,9 +155,7 @@ def measured_cell(
         "collectives": rows,
         "all_to_all": rows,
         "expert_load": ExpertLoad(max_over_mean=1.9, rank_max_over_mean=1.12, fan_out=3.6),
-        "compile": CompileRecord(seconds=41.0, graph_breaks=0, recompiles=0)
-        if cell.mode == "compiled"
-        else {},
+        "compile": CompileRecord(seconds=41.0, graph_breaks=0, recompiles=0) if cell.mode == "compiled" else {},
         "verify": _verified(),
         "loss": [12.1, 11.8, 11.2],
     }
@@ -242,9 +235,7 @@ def sample_view(device: Device = "cuda", *, launches: int = 3, **fields: Any) ->
         measured_cell(_cell(CP2_EP4, "compiled"), 0.3692, sign=-1, **options),
         measured_cell(_cell(DP4_EP4, "compiled", FEW), 0.301, sign=-1, **options),
         measured_cell(_cell(DP4_EP4, "eager", FEW), 0.333, **options),
-        unmeasured_cell(
-            _cell(TP4), "oom", "rank 2: CUDA out of memory: tried to allocate 9.77 GiB in backward"
-        ),
+        unmeasured_cell(_cell(TP4), "oom", "rank 2: CUDA out of memory: tried to allocate 9.77 GiB in backward"),
         unmeasured_cell(
             _cell(TP4, "compiled"),
             "wrong",
@@ -258,9 +249,7 @@ def sample_view(device: Device = "cuda", *, launches: int = 3, **fields: Any) ->
                 worst_parameter="layers.0.moe.router.gate",
             ),
         ),
-        measured_cell(
-            _cell(REP2), 0.5, sign=5, outcome="unstable", reason="1 of 3 launches was valid", **options
-        ),
+        measured_cell(_cell(REP2), 0.5, sign=5, outcome="unstable", reason="1 of 3 launches was valid", **options),
         unmeasured_cell(_cell(REP2, "compiled"), "crashed", "rank 1 ended with signal 9 in the timing pass"),
         unmeasured_cell(
             _cell(Layout(dp_shard=2, tp=2, ep=2, etp=2), model=FEW),

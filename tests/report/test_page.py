@@ -1,0 +1,227 @@
+"""The page's text, read without a browser: every section, every cell, and nothing that a name could break."""
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import UndefinedError
+
+from epbench.cells import Cell
+from epbench.errors import RunError
+from epbench.records import RunView
+from epbench.report import build
+from epbench.report.build import build_html, write_csv, write_report
+from epbench.store import RunDirectory
+from tests.report.sample import (
+    DP4,
+    DP4_EP4,
+    HOSTILE,
+    measured_cell,
+    run_record,
+    sample_view,
+    unmeasured_cell,
+    view_of,
+)
+
+MEGABYTE = 10**6
+
+
+class Page(HTMLParser):
+    """The text of a page by id of the section it is in, and all start tags; fails on badly nested sections."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {}
+        self._at: list[str] = ["head"]
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in {"section", "script", "style"}:
+            self._at.append(dict(attrs).get("id") or tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"section", "script", "style"}:
+            self._at.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.texts[self._at[-1]] = self.texts.get(self._at[-1], "") + data
+
+    def all_tags(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return build_html(sample_view())
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_every_section_says_its_part(page: Page) -> None:
+    assert "dp4-ep4 compiled is fastest: 317.8 [310.4, 325.8] ms/step" in page.texts["verdict"]
+    assert "10 ok" in page.texts["verdict"] and "1 not run" in page.texts["verdict"]
+    assert "Step time of each layout, eager and compiled" in page.texts["modes"]
+    assert "Solid: transfer" in page.texts["all-to-all"] and "count_exchange" in page.texts["all-to-all"]
+    assert "Not shown: tp4-etp4 eager (oom)" in page.texts["memory"]
+    assert "Sizes are not ranked as layouts are" in page.texts["sizes"]
+    assert "epbench run scenarios/made-up.toml" in page.texts["provenance"]
+    assert "2.11.0+cu130" in page.texts["provenance"]
+
+
+def test_every_cell_has_a_row_and_every_failure_its_reason(page: Page) -> None:
+    for cell in sample_view().cells:
+        assert cell.cell in page.texts["cells"]
+        assert (cell.reason or "") in page.texts["cells"]
+    assert "not as expected" in page.texts["cells"]
+
+
+def test_unknown_values_are_dashes_and_never_zero() -> None:
+    text = Page(build_html(sample_view("cpu"))).texts["cells"]
+    assert "MFU" in text and "0.0 %" not in text
+    assert "\u2013" in text
+
+
+def test_cpu_runs_say_what_they_prove(page: Page) -> None:
+    note = "They say nothing about the performance of GPUs"
+    cpu = Page(build_html(sample_view("cpu")))
+    assert note in cpu.texts["verdict"] and note not in page.texts["verdict"]
+    assert "tokens/s per rank" in cpu.texts["cells"] and "tokens/s per GPU" in page.texts["cells"]
+
+
+def test_every_chart_has_a_label_a_caption_and_numbers(page: Page) -> None:
+    charts = [tag for tag in page.all_tags("div") if tag.get("class") == "chart"]
+    figures = json.loads(page.texts["figures"])
+    assert [int(chart["data-figure"] or -1) for chart in charts] == list(range(len(figures)))
+    assert len(charts) == 6 == len(page.all_tags("figcaption"))
+    assert all(chart["aria-label"] and chart["role"] == "img" for chart in charts)
+    assert len([tag for tag in page.all_tags("details") if tag.get("class") == "numbers"]) == 5
+    assert all("title" not in figure["layout"] for figure in figures)
+
+
+def test_the_speed_up_in_the_chart_is_that_of_the_table(page: Page) -> None:
+    ratios = json.loads(page.texts["figures"])[1]["data"][0]
+    assert ratios["x"][0] == pytest.approx(0.371 * 1.0 / 0.318, rel=2e-3)
+    assert f"{(ratios['x'][0] - 1) * 100:+.1f} %" in page.texts["modes"]
+
+
+def test_what_was_not_measured_is_said_instead_of_an_empty_chart() -> None:
+    view = view_of([unmeasured_cell(Cell(layout=DP4), "oom", "out of memory")])
+    page = Page(build_html(view))
+    assert "No cell has a step time." in page.texts["modes"]
+    assert "No measured cell recorded an all-to-all" in page.texts["all-to-all"]
+    assert "No cell has both a peak of memory and a throughput." in page.texts["memory"]
+    assert "All cells of this run have the same model." in page.texts["sizes"]
+    assert json.loads(page.texts["figures"]) == []
+
+
+def test_a_run_without_cells_is_a_page() -> None:
+    assert "This run has no cells." in Page(build_html(view_of([]))).texts["verdict"]
+
+
+def test_nothing_is_fetched_and_only_two_scripts_may_run(page: Page, html: str) -> None:
+    assert not [tag for tag, attributes in page.tags if attributes.keys() & {"src", "href", "srcset", "action"}]
+    assert "data:text" not in html and "data:application" not in html
+    (policy,) = [tag["content"] or "" for tag in page.all_tags("meta") if tag.get("http-equiv")]
+    assert policy.startswith("default-src 'none'")
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy))
+    plotly = gzip.decompress(base64.b64decode(page.texts["plotly"])).decode()
+    assert allowed == {_digest(page.texts["script"]), _digest(plotly)}
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def test_the_records_are_in_the_page(page: Page) -> None:
+    data = json.loads(gzip.decompress(base64.b64decode(page.texts["data"])))
+    assert RunView.model_validate_json(data["json"]) == sample_view()
+    assert len(data["csv"].splitlines()) == 1 + len(sample_view().cells)
+
+
+def test_the_same_run_gives_the_same_page(html: str) -> None:
+    assert build_html(sample_view()) == html
+
+
+def hostile_view(text: str) -> RunView:
+    cell = Cell(layout=DP4_EP4)
+    model = cell.model.model_dump(mode="json") | {"preset": text}
+    cells = [
+        measured_cell(cell, 0.3, layout=text, mode=text, routing=text, reason=text, model=model),
+        measured_cell(Cell(layout=DP4), 0.4, routing=text + "2"),
+        unmeasured_cell(Cell(layout=DP4, mode="compiled"), "crashed", text, layout=text),
+    ]
+    return view_of(cells, name=text, description=text, scenario_path=text, command=[text], device_reason=text)
+
+
+LONG_NAMES = ["../../etc/passwd", "x" * 10_000, "<b>" * 3000, "\u202e" * 5000, "' onmouseover='x", "%s{0}$", ""]
+
+
+@pytest.mark.parametrize("name", [HOSTILE, *LONG_NAMES], ids=lambda name: repr(name[:12]))
+def test_hostile_names_stay_text(name: str, page: Page) -> None:
+    html = build_html(hostile_view(name))
+    found = Page(html)
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in page.tags}
+    assert len(found.all_tags("script")) == 4 and not found.all_tags("img")
+    assert not any(key.startswith("on") for _, attributes in found.tags for key in attributes)
+    outside = html[: html.index('<script type="application/json"')]
+    assert not set("\u202e\u2028\u2029") & set(html)
+    assert len(outside) < 120_000
+    json.loads(found.texts["figures"])
+
+
+def test_names_in_charts_are_not_read_as_markup() -> None:
+    figures = Page(build_html(hostile_view("<a href='x'>b</a>"))).texts["figures"]
+    assert "<" not in figures
+    assert "<a" not in json.dumps(json.loads(figures))
+
+
+def test_24_cells_fit_in_3_megabytes() -> None:
+    cells = list(sample_view().cells)
+    more = [cell.model_copy(update={"cell": f"{cell.cell}-{i}"}) for i in range(3) for cell in cells[:8]]
+    assert len(more) == 24
+    assert len(build_html(view_of(more)).encode()) <= 3 * MEGABYTE
+
+
+def test_a_template_that_asks_for_what_is_not_there_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_title(make: Callable[[RunView], dict[str, Any]]) -> Callable[[RunView], dict[str, Any]]:
+        return lambda view: {key: value for key, value in make(view).items() if key != "title"}
+
+    monkeypatch.setattr(build, "_context", without_title(build._context))
+    with pytest.raises(UndefinedError, match="title"):
+        build_html(sample_view())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    directory.write_run(run_record())
+    return directory
+
+
+def test_a_report_is_written_into_its_run_or_where_asked(run: RunDirectory, tmp_path: Path) -> None:
+    assert write_report(run.path) == run.path / "report.html"
+    assert "This run has no cells." in (run.path / "report.html").read_text(encoding="utf-8")
+    elsewhere = tmp_path / "page.html"
+    assert write_report(run.path, output=elsewhere) == elsewhere
+    assert elsewhere.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert write_csv(run.path, tmp_path / "cells.csv") == tmp_path / "cells.csv"
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(run: RunDirectory, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot write .*nowhere.*: No such file or directory"):
+        write_report(run.path, output=tmp_path / "nowhere" / "report.html")
+    with pytest.raises(RunError, match="no run directory"):
+        write_report(tmp_path)

@@ -1,0 +1,151 @@
+"""What may be said: fastest only where every interval says so, ties as ties, sizes never as layouts."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epbench.cells import Cell
+from epbench.layout import Layout
+from epbench.records import CellResult
+from epbench.report.comparison import Compared, groups_of, pareto, speed_ratio
+from epbench.report.text import clean, interval, number, speed_up
+from epbench.report.verdict import Verdict, outcome_counts, verdicts
+from tests.report.sample import DP4, DP4_EP4, FEW, TP2_EP4, measured_cell, sample_view, unmeasured_cell, view_of
+
+
+def say(*cells: CellResult) -> list[Verdict]:
+    return list(verdicts(Compared.of(view_of(list(cells)))))
+
+
+def cell(layout: Layout, step_s: float, mode: str = "eager", **fields: Any) -> CellResult:
+    return measured_cell(Cell.model_validate({"layout": layout, "mode": mode}), step_s, **fields)
+
+
+def test_the_fastest_is_named_with_its_step_and_its_lead_over_plain_data_parallelism() -> None:
+    wide, few = verdicts(Compared.of(sample_view()))
+    assert wide.kind == few.kind == "fastest"
+    assert wide.text == (
+        "128 experts, top-8, width 768: dp4-ep4 compiled is fastest: 317.8 [310.4, 325.8] ms/step, "
+        "10.8 % [10.4, 11.0] faster than dp4 compiled."
+    )
+
+
+def test_the_next_is_named_when_it_is_not_the_reference() -> None:
+    (verdict,) = say(cell(DP4, 0.5), cell(DP4_EP4, 0.4, sign=-1), cell(TP2_EP4, 0.3))
+    assert verdict.sentence.startswith("dp2-tp2-ep4 eager is fastest: ")
+    assert "66.7 % [66.7, 66.7] faster than dp4 eager and 33.2 % [33.0, 33.7] faster than dp4-ep4 eager, the next" in (
+        verdict.sentence
+    )
+
+
+def test_what_cannot_be_told_apart_is_a_tie() -> None:
+    (verdict,) = say(cell(DP4, 0.4), cell(DP4_EP4, 0.4001, sign=-1), cell(TP2_EP4, 0.6))
+    assert verdict.kind == "tie"
+    assert verdict.sentence.startswith("dp4-ep4 eager and dp4 eager cannot be told apart")
+    assert verdict.sentence.endswith("The other one is slower.")
+
+
+@pytest.mark.parametrize("launches", [1, 2])
+def test_too_few_launches_are_not_ranked(launches: int) -> None:
+    (verdict,) = say(cell(DP4, 0.4, launches=launches), cell(DP4_EP4, 0.2, launches=launches))
+    assert verdict.kind == "unranked"
+    assert (
+        f"no ranking: an interval needs 3 valid launches a cell, and fewer than two cells have them (most: {launches})"
+        in verdict.sentence
+    )
+    assert "fastest" not in verdict.sentence
+
+
+def test_a_cell_with_too_few_launches_is_left_out_of_the_ranking_by_name() -> None:
+    (verdict,) = say(cell(DP4, 0.4), cell(DP4_EP4, 0.3), cell(TP2_EP4, 0.1, launches=2))
+    assert verdict.sentence.startswith("dp4-ep4 eager is fastest")
+    assert verdict.sentence.endswith("Not ranked, fewer than 3 valid launches: dp2-tp2-ep4 eager.")
+
+
+def test_an_unstable_cell_with_a_number_is_not_ranked() -> None:
+    (verdict,) = say(cell(DP4, 0.4), cell(DP4_EP4, 0.3), cell(TP2_EP4, 0.1, outcome="unstable", reason="x"))
+    assert verdict.sentence.startswith("dp4-ep4 eager is fastest")
+
+
+def test_one_number_and_no_number() -> None:
+    oom = unmeasured_cell(Cell(layout=DP4), "oom", "out of memory")
+    assert "only dp4-ep4 eager has a number" in say(cell(DP4_EP4, 0.3), oom)[0].sentence
+    assert say(oom)[0].sentence == "no cell has a number (1 oom)."
+    assert say() == []
+
+
+def test_sizes_are_groups_of_their_own() -> None:
+    groups = groups_of(sample_view())
+    assert [group.work for group in groups] == ["128 experts, top-8, width 768", "64 experts, top-4, width 1536"]
+    assert all(row.model["num_experts"] == 64 for row in groups[1].cells)
+
+
+def test_ways_to_compute_share_a_group_and_are_named() -> None:
+    full = Cell.model_validate({"layout": DP4, "train": {"activation_checkpointing": "full"}})
+    (verdict,) = say(cell(DP4, 0.4), measured_cell(full, 0.5))
+    assert verdict.sentence.startswith("dp4 eager, activation_checkpointing none is fastest")
+
+
+def test_more_work_is_another_group() -> None:
+    longer = Cell.model_validate({"layout": DP4, "train": {"seq_len": 256}})
+    assert [verdict.work for verdict in say(cell(DP4, 0.4), measured_cell(longer, 0.5))] == [
+        "seq_len 128",
+        "seq_len 256",
+    ]
+
+
+def test_outcomes_are_counted_with_those_not_run() -> None:
+    counts = outcome_counts(sample_view())
+    assert counts == {"ok": 10, "oom": 1, "wrong": 1, "unstable": 1, "crashed": 1, "skipped": 1, "not run": 1}
+
+
+def test_invalid_launches_and_failed_cells_have_no_ratio() -> None:
+    good, bad = cell(DP4, 0.4), cell(DP4_EP4, 0.3, outcome="wrong", reason="x")
+    assert speed_ratio(good, bad) is None
+    assert speed_ratio(good, good) is None
+    values = [launch.model_copy(update={"valid": False}) for launch in good.launch_values]
+    assert speed_ratio(good.model_copy(update={"cell": "other", "launch_values": values}), good) is None
+
+
+def test_the_model_of_a_run_is_named_only_where_it_varies() -> None:
+    one = Compared.of(view_of([cell(DP4, 0.4), cell(DP4_EP4, 0.3)]))
+    assert one.naming.full(one.view.cells[0]) == "dp4 eager"
+    few = measured_cell(Cell(layout=DP4, model=FEW), 0.3)
+    two = Compared.of(view_of([cell(DP4, 0.4), few]))
+    assert two.naming.full(few).startswith("dp4 eager, 64 / 4 / 1536")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(33194.4, "33,194"), (318.24, "318"), (0.01954, "0.0195"), (0.0, "0"), (None, "\u2013"), (float("nan"), "\u2013")],
+)
+def test_numbers_have_three_digits_and_no_exponent(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_intervals_share_the_decimals_of_their_value() -> None:
+    assert interval(0.3182, 0.3151, 0.32101, scale=1e3) == "318.2 [315.1, 321.0]"
+    assert interval(0.3182, None, None, scale=1e3) == "318.2"
+    assert interval(None, None, None) == speed_up(None) == "\u2013"
+
+
+def test_names_become_one_short_line() -> None:
+    assert clean("a\nb\u202ec\u2028d") == "a\ufffdb\ufffdc\ufffdd"
+    assert clean("x" * 10_000, 50) == "x" * 49 + "…"
+
+
+points = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=12)
+
+
+@given(points)
+def test_no_point_of_the_frontier_is_beaten_and_all_others_are(found: list[tuple[int, int]]) -> None:
+    named = {str(index): point for index, point in enumerate(found)}
+    frontier = pareto((name, float(memory), float(speed)) for name, (memory, speed) in named.items())
+
+    def beaten(name: str) -> bool:
+        memory, speed = named[name]
+        return any(m <= memory and s >= speed and (m, s) != (memory, speed) for m, s in named.values())
+
+    assert sorted(frontier) == sorted(name for name in named if not beaten(name))

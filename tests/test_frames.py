@@ -1,0 +1,94 @@
+"""Tidy frames: one row one observation, units in the names, nothing lost and nothing invented."""
+
+import csv
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import epbench
+from epbench.cells import Cell
+from epbench.errors import RunError
+from epbench.frames import cells_csv, frames_of
+from epbench.store import CellEntry, RunDirectory
+from tests.report.sample import DP4, measured_cell, run_record, sample_view, view_of
+
+
+def test_cells_have_one_row_each_failed_ones_too() -> None:
+    view = sample_view()
+    cells = frames_of(view).cells
+    assert list(cells["cell"]) == [cell.cell for cell in view.cells]
+    assert set(cells["outcome"].dropna()) == {"ok", "oom", "wrong", "unstable", "crashed", "skipped"}
+    assert cells["outcome"].isna().sum() == 1
+
+
+def test_nested_records_are_dotted_columns() -> None:
+    cells = frames_of(sample_view()).cells.set_index("cell")
+    first = sample_view().cells[0]
+    assert cells.loc[first.cell, "verify.grad_error"] == first.verify.grad_error
+    assert cells.loc[first.cell, "model.num_experts"] == 128
+    assert cells.loc[first.cell, "train.seq_len"] == 4096
+    assert cells.loc[first.cell, "memory_bytes.params"] == 10 * 2**30
+    assert cells.loc[first.cell, "step_s"] == first.step_s
+
+
+def test_what_was_not_measured_is_missing() -> None:
+    cells = frames_of(sample_view("cpu")).cells
+    assert cells["mfu"].isna().all() and cells["peak_reserved_bytes"].isna().all()
+    oom = cells[cells["outcome"] == "oom"].iloc[0]
+    assert math.isnan(oom["step_s"])
+
+
+def test_launches_and_collectives_carry_the_names_of_their_cell() -> None:
+    view = sample_view()
+    frames = frames_of(view)
+    assert len(frames.launches) == sum(len(cell.launch_values) for cell in view.cells) == 33
+    assert len(frames.collectives) == sum(len(cell.collectives) for cell in view.cells)
+    for frame in (frames.launches, frames.collectives):
+        assert list(frame.columns[:4]) == ["cell", "layout", "mode", "routing"]
+    medians = frames.launches.groupby("cell")["step_s"].median()
+    assert medians[view.cells[0].cell] == pytest.approx(view.cells[0].step_s)
+
+
+def test_a_run_without_cells_has_empty_frames() -> None:
+    frames = frames_of(view_of([]))
+    assert frames.cells.empty and frames.launches.empty and frames.collectives.empty
+    assert cells_csv(view_of([])) == "\n"
+
+
+def test_csv_has_the_columns_of_the_frame_and_empty_for_missing() -> None:
+    view = sample_view()
+    rows = list(csv.DictReader(io.StringIO(cells_csv(view))))
+    assert list(rows[0]) == list(frames_of(view).cells.columns)
+    assert rows[0]["step_s"] == repr(view.cells[0].step_s)
+    assert rows[10]["outcome"] == "oom" and rows[10]["step_s"] == ""
+
+
+def test_load_reads_a_run_directory(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    run.write_run(run_record())
+    cell = Cell(layout=DP4)
+    run.write_cell(CellEntry(order=0, cell=cell))
+    run.write_cell(CellEntry(order=1, cell=cell.model_copy(update={"mode": "compiled"})))
+    run.write_result(measured_cell(cell, 0.4))
+    frames = epbench.load(run.path)
+    assert list(frames.cells["mode"]) == ["eager", "compiled"]
+    assert frames.cells["reason"].isna().tolist() == [True, False]
+    assert frames.cells["reason"][1] == "not run yet"
+    assert len(frames.launches) == 3
+    assert frames.environment.device_name == "NVIDIA H200"
+
+
+def test_a_missing_run_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no run"):
+        epbench.load(tmp_path / "nothing")
+
+
+def test_importing_epbench_imports_nothing_heavy() -> None:
+    code = "import sys, epbench; print([m for m in ('torch', 'pandas', 'plotly', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
