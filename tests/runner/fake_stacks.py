@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from epbench.cells import Cell
+from epbench.runner.reference import reference_step
+from epbench.stacks.data import batches
 from epbench.stacks.protocol import Batch, StepDescription, World
 
 MISBEHAVES_AT = 6  # within the timing pass of the tests' MeasureSpec
@@ -71,17 +73,39 @@ class OutOfMemoryStep(FakeStep):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has ...")
 
 
-class HangingStep(FakeStep):
-    def misbehave(self) -> None:
-        threading.Event().wait()
-
-
 class NotFiniteStep(FakeStep):
     def run(self, batch: Batch) -> Tensor:
         return super().run(batch) * float("nan")
 
 
+class VerifiableStep(FakeStep):
+    """Its first two losses are those of one plain rank: all that is asked of a stack without gradients."""
+
+    def __init__(self, cell: Cell, world: World) -> None:
+        super().__init__(cell, world)
+        reference = reference_step(cell, batches(cell, 1, world.device)[0], world.device)
+        self.losses = [reference.loss, reference.next_loss]
+
+    def run(self, batch: Batch) -> Tensor:
+        loss = super().run(batch)
+        return torch.tensor(self.losses.pop(0)) if self.losses else loss
+
+
+class VerifiableOnceStep(VerifiableStep):
+    """Agrees with one rank, then fails every launch that is timed."""
+
+    def misbehave(self) -> None:
+        raise ValueError("the planted mistake")
+
+
+class HangingStep(VerifiableStep):
+    def misbehave(self) -> None:
+        threading.Event().wait()
+
+
 good = FakeStep
+verifiable = VerifiableStep
+verifiable_once = VerifiableOnceStep
 raising = RaisingStep
 killed = KilledStep
 exiting = ExitingStep

@@ -1,0 +1,133 @@
+"""The real worker in two gloo processes, well and misbehaving: outcome, reason, and nothing left behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from epbench.runner.launched import measured
+from epbench.runner.outcome import Verdict, judge
+from epbench.runner.processes import descendants
+from epbench.runner.server import ForkServer
+from epbench.runner.spec import LaunchSpec
+from epbench.runner.watch import LaunchEnd, watch_launch
+from tests.runner.conftest import MEASURE, ROOT, make_spec, variables_of_tests
+
+
+def launch(server: ForkServer, spec: LaunchSpec, *, interrupted: bool = False) -> tuple[LaunchEnd, Verdict]:
+    end = watch_launch(server, spec, interrupted=lambda: interrupted, on_progress=lambda _: None)
+    assert server.process_id is not None
+    assert descendants(server.process_id) == [], "a launch left processes behind"
+    return end, judge(end)
+
+
+def test_a_good_launch_gives_every_pass(server: ForkServer, tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, "good", detailed=True)
+    end, verdict = launch(server, spec)
+    assert verdict == Verdict("ok"), (tmp_path / "stderr.log").read_text()
+    record = measured(end, verdict, environment="e")
+    assert record.value is not None
+    assert record.memory is not None
+    steps = [tail.results["timing"]["steps_s"] for tail in end.tails]
+    slowest = sorted(map(max, zip(*steps, strict=True)))
+    assert record.value.step_s == pytest.approx((slowest[1] + slowest[2]) / 2)
+    assert record.value.steps == 4
+    assert len(record.losses) == 5
+    assert sorted(path.name for path in spec.trace_directory.iterdir()) == ["rank-0.json.gz", "rank-1.json.gz"]
+
+
+@pytest.mark.parametrize(("stack", "passed"), [("verifiable", True), ("good", False)])
+def test_a_launch_that_verifies(server: ForkServer, tmp_path: Path, stack: str, passed: bool) -> None:
+    end, verdict = launch(server, make_spec(tmp_path, stack, kind="verify"))
+    record = measured(end, verdict, environment="e")
+    assert record.verify is not None
+    assert record.verify.scope == "loss"
+    assert record.verify.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("stack", "outcome", "reason"),
+    [
+        ("raising", "crashed", "rank 1 raised ValueError during timing: the planted mistake"),
+        ("raising_at_build", "crashed", "rank 1 raised RuntimeError during build: cannot be built"),
+        ("killed", "crashed", "rank 1 was killed by signal 9 during timing"),
+        ("exiting", "crashed", "rank 1 exited with code 7 during timing"),
+        ("out_of_memory", "oom", "rank 1 ran out of memory during timing: asked for 2.50 GiB"),
+        ("no_such_stack", "crashed", "rank 0 raised ScenarioError during build"),
+    ],
+)
+def test_a_rank_that_fails_is_named(server: ForkServer, tmp_path: Path, stack: str, outcome: str, reason: str) -> None:
+    end, verdict = launch(server, make_spec(tmp_path, stack))
+    assert verdict.outcome == outcome
+    assert verdict.reason is not None
+    if stack == "no_such_stack":  # both ranks fail, whichever is first
+        verdict = Verdict(verdict.outcome, verdict.reason.replace("rank 1", "rank 0"))
+    assert verdict.reason is not None
+    assert verdict.reason.startswith(reason)
+    assert measured(end, verdict, environment="e").value is None
+
+
+def test_a_hang_names_the_rank_that_the_others_wait_for(server: ForkServer, tmp_path: Path) -> None:
+    measure = MEASURE.model_copy(update={"progress_timeout_s": 4.0})
+    _, verdict = launch(server, make_spec(tmp_path, "hanging", measure=measure))
+    assert verdict.outcome == "timeout"
+    assert verdict.reason is not None
+    assert "for 4 s" in verdict.reason
+    assert "rank 1 after" in verdict.reason
+    assert "misbehave" in (tmp_path / "stack-1.txt").read_text()
+    assert "misbehave" not in (tmp_path / "stack-0.txt").read_text()
+
+
+def test_a_launch_has_a_total_time(server: ForkServer, tmp_path: Path) -> None:
+    measure = MEASURE.model_copy(update={"launch_timeout_s": 0.01})
+    _, verdict = launch(server, make_spec(tmp_path, "good", measure=measure))
+    assert verdict.outcome == "timeout"
+    assert verdict.reason is not None
+    assert verdict.reason.startswith("not done after 0.01 s")
+
+
+def test_an_interrupted_launch_ends_at_once(server: ForkServer, tmp_path: Path) -> None:
+    end, verdict = launch(server, make_spec(tmp_path, "hanging"), interrupted=True)
+    assert verdict.outcome == "interrupted"
+    assert end.elapsed_s < MEASURE.progress_timeout_s
+
+
+def test_a_loss_that_is_not_finite_is_no_value(server: ForkServer, tmp_path: Path) -> None:
+    end, verdict = launch(server, make_spec(tmp_path, "not_finite"))
+    record = measured(end, verdict, environment="e")
+    assert not record.valid
+    assert record.value is not None
+    assert record.value.invalid_reason == "the loss was not finite within the first steps"
+    assert "NaN" not in (tmp_path / "rank-0.jsonl").read_text()
+
+
+def test_a_server_that_dies_takes_its_launch_along_and_is_replaced(server: ForkServer, tmp_path: Path) -> None:
+    with ForkServer(variables_of_tests(), tmp_path / "server.log") as mortal:
+        mortal.start()
+        first = mortal.process_id
+        assert first is not None
+        spec = make_spec(tmp_path / "one", "hanging")
+
+        def kill_once(_: object) -> None:
+            subprocess.run(["kill", "-9", str(first)], check=False)
+
+        end = watch_launch(mortal, spec, interrupted=lambda: False, on_progress=kill_once)
+        assert judge(end).outcome == "crashed"
+        assert descendants(first) == []
+        mortal.start()
+        assert mortal.process_id not in {None, first}
+
+
+def test_the_same_worker_under_the_torchrun_command(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, "good")
+    spec.path.write_text(spec.model_dump_json())
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "epbench.runner.worker"]
+    done = subprocess.run(
+        [sys.executable, *command, str(spec.path)], env=variables_of_tests(), cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    for rank in range(2):
+        lines = [json.loads(line) for line in spec.rank_log(rank).read_text().splitlines()]
+        assert lines[-1]["phase"] == "done"

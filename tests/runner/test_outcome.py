@@ -1,0 +1,119 @@
+"""Who is to blame, from hand-made ends of launches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from epbench.runner.outcome import Verdict, judge
+from epbench.runner.ranklog import Failure, RankState, RankTail
+from epbench.runner.victims import is_out_of_memory, is_secondary, requested_memory
+from epbench.runner.watch import LaunchEnd
+from tests.runner.conftest import make_spec
+
+VICTIM = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
+
+
+def end_of(directory: Path, states: list[RankState], **changes: Any) -> LaunchEnd:
+    spec = make_spec(directory, "good")
+    tails = []
+    for state in states:
+        tail = RankTail(spec.rank_log(state.rank), state.rank)
+        tail.state = state
+        tails.append(tail)
+    known: dict[str, Any] = {"elapsed_s": 1.0, "exit_code": 1, "tails": tails}
+    return LaunchEnd(spec, **(known | changes))
+
+
+def failed(rank: int, time_s: float, kind: str, message: str) -> RankState:
+    return RankState(rank, "timing", 3, failure=Failure(time_s, "timing", kind, message, ""))
+
+
+def test_the_cause_is_found_behind_an_earlier_victim(tmp_path: Path) -> None:
+    states = [failed(0, 1.0, "RuntimeError", VICTIM), failed(1, 1.1, "KeyError", "'router'")]
+    verdict = judge(end_of(tmp_path, states))
+    assert verdict == Verdict("crashed", "rank 1 raised KeyError during timing: 'router'")
+
+
+def test_the_first_of_two_causes_is_named(tmp_path: Path) -> None:
+    states = [failed(0, 2.0, "ValueError", "b"), failed(1, 1.0, "ValueError", "a")]
+    assert judge(end_of(tmp_path, states)).reason == "rank 1 raised ValueError during timing: a"
+
+
+def test_memory_explains_every_other_error(tmp_path: Path) -> None:
+    states = [failed(0, 1.0, "ValueError", "a"), failed(1, 2.0, "RuntimeError", "CUDA error: out of memory")]
+    assert judge(end_of(tmp_path, states)) == Verdict("oom", "rank 1 ran out of memory during timing")
+
+
+def test_a_signal_is_the_cause_when_only_victims_spoke(tmp_path: Path) -> None:
+    end = end_of(tmp_path, [failed(0, 1.0, "RuntimeError", VICTIM), RankState(1, "warmup", 2)])
+    end.spec.agent_file.write_text(json.dumps({"failures": {"1": -9}}))
+    assert judge(end) == Verdict("crashed", "rank 1 was killed by signal 9 during warmup")
+
+
+def test_a_rank_that_the_agent_ended_is_not_blamed(tmp_path: Path) -> None:
+    end = end_of(tmp_path, [RankState(0, "timing", 2), RankState(1, "timing", 2)])
+    end.spec.agent_file.write_text(json.dumps({"failures": {"0": -15, "1": -11}}))
+    assert judge(end).reason == "rank 1 was killed by signal 11 during timing"
+
+
+def test_silence_is_blamed_when_the_agent_blamed_a_victim(tmp_path: Path) -> None:
+    end = end_of(tmp_path, [failed(0, 1.0, "RuntimeError", VICTIM), RankState(1, "timing", 2)])
+    end.spec.agent_file.write_text(json.dumps({"failures": {"0": 1}}))
+    assert judge(end) == Verdict("crashed", "rank 1 ended without a word during timing")
+
+
+def test_an_agent_that_never_started_ranks_is_quoted(tmp_path: Path) -> None:
+    end = end_of(tmp_path, [RankState(0), RankState(1)])
+    end.spec.error_log.write_text("Traceback\nOSError: no port left\n\n")
+    assert judge(end).reason == "the launch's agent ended with code 1: OSError: no port left"
+
+
+def test_an_exit_code_alone_makes_nothing_ok(tmp_path: Path) -> None:
+    end = end_of(tmp_path, [RankState(0, "done"), RankState(1, "timing")], exit_code=0)
+    assert judge(end).outcome == "crashed"
+
+
+def test_a_stall_names_who_is_behind(tmp_path: Path) -> None:
+    end = end_of(tmp_path, [RankState(0, "timing", 4), RankState(1, "timing", 3)], stop="stalled", stuck=(0, 1))
+    assert judge(end) == Verdict(
+        "timeout",
+        "no sign of life from ranks 0, 1 for 60 s; rank 1 stood in timing after step 3, "
+        "others came as far as in timing after step 4",
+    )
+
+
+def test_a_crash_during_a_stall_is_a_crash(tmp_path: Path) -> None:
+    end = end_of(tmp_path, [failed(0, 1.0, "ValueError", "a"), RankState(1, "build")], stop="stalled", stuck=(1,))
+    assert judge(end).outcome == "crashed"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "secondary"),
+    [
+        ("RuntimeError", VICTIM, True),
+        ("RuntimeError", "[/x/gloo] Timed out waiting 60000ms for recv operation to complete", True),
+        ("DistBackendError", "NCCL communicator was aborted on rank 1", True),
+        ("RuntimeError", "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)", True),
+        ("DistNetworkError", "anything", True),
+        ("RuntimeError", "The size of tensor a (3) must match the size of tensor b (4)", False),
+        ("ValueError", "connection is not an axis", False),
+    ],
+)
+def test_victims_are_told_from_causes(kind: str, message: str, secondary: bool) -> None:
+    assert is_secondary(kind, message) is secondary
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "size"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has", "20.00 MiB"),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.", "4096 bytes"),
+        ("MemoryError", "", None),
+        ("AcceleratorError", "CUDA error: out of memory", None),
+    ],
+)
+def test_want_of_memory_in_all_its_words(kind: str, message: str, size: str | None) -> None:
+    assert is_out_of_memory(kind, message)
+    assert requested_memory(message) == size
