@@ -55,7 +55,9 @@ class ModelSpec(Frozen):
     @property
     def num_moe_layers(self) -> int:
         """How many of the layers have experts."""
-        return sum(self.is_moe_layer(i) for i in range(self.num_layers))
+        step = self.decoder_sparse_step
+        kept_dense = {i for i in self.mlp_only_layers if 0 <= i < self.num_layers and (i + 1) % step == 0}
+        return self.num_layers // step - len(kept_dense)
 
     @property
     def expert_parameters(self) -> int:

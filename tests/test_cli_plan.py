@@ -225,7 +225,7 @@ def test_plan_and_help_import_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", str(SCENARIOS / "qwen3-30b-8gpu.toml")]])
 def test_start_takes_less_than_half_a_second_of_processor(arguments: list[str]) -> None:
-    """Processor time, the best of three, so that a busy machine does not decide the test."""
+    """Processor time, the best of ten: a busy machine makes a start slower, never faster."""
 
     def processor_s() -> float:
         before = os.times()
@@ -233,4 +233,4 @@ def test_start_takes_less_than_half_a_second_of_processor(arguments: list[str]) 
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(processor_s() for _ in range(3)) < 0.5
+    assert any(processor_s() < 0.5 for _ in range(10))
