@@ -18,7 +18,7 @@ from epbench.stacks.protocol import Batch, World
 from tests.measure.conftest import FakeStep, RunRanks
 
 WIDTH = 1000
-LATE_S = 0.1
+LATE_S = 0.5
 
 
 class Exchange(torch.autograd.Function):
@@ -84,7 +84,7 @@ def test_the_transfer_lies_within_the_annotations(run_ranks: RunRanks, batch: Ba
 
 
 def late(batch: Batch, directory: Path, *, world: World) -> None:
-    """Rank 1 works for a tenth of a second before it joins each exchange."""
+    """Rank 1 works for half a second before it joins each exchange."""
 
     def work() -> None:
         start_s = time.perf_counter()
