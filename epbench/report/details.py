@@ -61,7 +61,7 @@ def _verify(cell: CellResult) -> str:
 
 
 def _launch(launch: LaunchValue) -> str:
-    head = f"#{launch.index} ({launch.order}. of the run): "
+    head = f"launch {launch.index} (number {launch.order + 1} of the run): "
     if not launch.valid:
         return f"{head}invalid, {clean(launch.invalid_reason or 'no reason recorded')}"
     steps = UNKNOWN if launch.steps is None else str(launch.steps)

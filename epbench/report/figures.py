@@ -16,6 +16,7 @@ from epbench.records import CellResult, CollectiveRow
 from epbench.report.comparison import Compared, pareto, speed_ratio, step_interval
 from epbench.report.placement import label_places
 from epbench.report.tables import peak_bytes, peak_word
+from epbench.report.text import clean
 
 __all__ = [
     "Figure",
@@ -279,7 +280,7 @@ def _name_rows(figure: Any, names: Sequence[str]) -> None:
 
 def _safe(text: str) -> str:
     """A name as plotly text, which reads some HTML: escaped, so that it stays a name."""
-    return html.escape(text, quote=False)
+    return html.escape(clean(text, 160), quote=False)
 
 
 def _finished(figure: Any, *, rows: int, label: str, row_px: int = _ROW_PX) -> Figure:

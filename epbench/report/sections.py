@@ -82,8 +82,8 @@ def _all_to_all(compared: Compared) -> Section:
         )
     caption = (
         "Time a step in all-to-all calls, from the torch profiler's trace pass. Solid: transfer, after the "
-        "last rank of the group arrived. Hatched: waiting for it, which is other ranks' delay and not the "
-        "network's. Not all of it is exposed: it may overlap compute."
+        "last rank of the group arrived. Hatched: what the rank that waits longest waits for it, which is "
+        "other ranks' delay and not the network's. Not all of it is exposed: it may overlap compute."
     )
     chart = Chart(all_to_all_figure(compared, cells), caption, collectives_table(compared, cells))
     return Section(key, title, (chart,))

@@ -178,7 +178,8 @@ def test_hostile_names_stay_text(name: str, page: Page) -> None:
     outside = html[: html.index('<script type="application/json"')]
     assert not set("\u202e\u2028\u2029") & set(html)
     assert len(outside) < 120_000
-    json.loads(found.texts["figures"])
+    figures = json.dumps(json.loads(found.texts["figures"]), ensure_ascii=False)
+    assert not set("\u202e\u2028\u2029<>") & set(figures)
 
 
 def test_names_in_charts_are_not_read_as_markup() -> None:
