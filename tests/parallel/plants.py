@@ -1,0 +1,41 @@
+"""The mistakes that bit real stacks (facts 4), planted on purpose: parity must notice each of them."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from unittest.mock import patch
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+__all__ = ["PLANTS"]
+
+
+def _experts_summed_twice() -> AbstractContextManager[object]:
+    """Every tp rank computes the whole expert output, which the MoE's exit sums over tp all the same (4.1)."""
+    return patch("epbench.parallel.apply.apply_expert_parallel", lambda *_: None)
+
+
+def _gate_gradient_of_one_rank() -> AbstractContextManager[object]:
+    """The router's gradient is taken for whole although each tp rank saw some of the tokens only (4.2)."""
+    from epbench.model import layers
+
+    right = layers.local
+
+    def wrong(param: Tensor) -> Tensor:
+        replicated_matrix = isinstance(param, DTensor) and param.dim() == 2 and param.placements[-1].is_replicate()
+        return param.to_local() if isinstance(param, DTensor) and replicated_matrix else right(param)
+
+    return patch("epbench.model.layers.local", wrong)
+
+
+def _norm_counts_replicas() -> AbstractContextManager[object]:
+    """Weights that several ranks hold are counted by each of them in the gradient norm (4.5)."""
+    return patch("epbench.parallel.gradients.num_replicas", lambda *_: 1)
+
+
+PLANTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "nothing": nullcontext,
+    "experts summed twice": _experts_summed_twice,
+    "gate gradient of one rank": _gate_gradient_of_one_rank,
+    "norm counts replicas": _norm_counts_replicas,
+}

@@ -1,0 +1,90 @@
+"""Worlds of gloo ranks for tests, forked from a clean server that has imported torch: half a second a world.
+
+A fresh world per call: process groups that a layout makes are never cleaned up piecemeal (each would leak
+threads and descriptors into the next case), and a world that failed is thrown away with whatever it hung in.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+__all__ = ["run_on_ranks"]
+
+_TIMEOUT_S = 240.0
+
+
+def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: tuple[Callable[..., Any], Any]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    warnings.simplefilter("error")
+    for dynamo_looks_at in ("The .grad attribute", "<class 'torch.autograd.function.Function'> should not be"):
+        warnings.filterwarnings("ignore", message=dynamo_looks_at)
+    torch.set_num_threads(1)
+    function, arguments = work
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=_TIMEOUT_S),
+        )
+        pipe.send((True, function(*arguments)))
+    except BaseException:
+        pipe.send((False, traceback.format_exc()))
+    os._exit(0)
+
+
+@contextmanager
+def _world(size: int, work: tuple[Callable[..., Any], Any]) -> Iterator[list[Connection]]:
+    context: ForkServerContext = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    pipes = [context.Pipe(duplex=False) for _ in range(size)]
+    processes: list[ForkServerProcess] = []
+    with tempfile.TemporaryDirectory() as directory:
+        store = str(Path(directory) / "store")
+        try:
+            for rank, (_, theirs) in enumerate(pipes):
+                process = context.Process(target=_rank, args=(rank, size, store, theirs, work), daemon=True)
+                process.start()
+                theirs.close()
+                processes.append(process)
+            yield [ours for ours, _ in pipes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def _receive(pipe: Connection, rank: int) -> tuple[bool, Any]:
+    if not pipe.poll(_TIMEOUT_S):
+        return False, f"rank {rank} did not answer within {_TIMEOUT_S:.0f} s"
+    try:
+        answer: tuple[bool, Any] = pipe.recv()
+    except EOFError:
+        return False, f"rank {rank} died"
+    return answer
+
+
+def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Calls ``function(*arguments)`` on every rank of a new world; returns the results in order of rank.
+
+    AssertionError with the traceback of the first rank that failed on its own account.
+    """
+    with _world(world_size, (function, arguments)) as pipes:
+        results = [_receive(pipe, rank) for rank, pipe in enumerate(pipes)]
+    failures = [f"rank {rank} failed:\n{value}" for rank, (ok, value) in enumerate(results) if not ok]
+    peers = ("Connection closed by peer", "Connection reset by peer", "Timed out")
+    failures.sort(key=lambda text: any(secondary in text for secondary in peers))
+    assert not failures, failures[0]
+    return [value for _, value in results]
