@@ -105,9 +105,7 @@ def _process_group(spec: LaunchSpec) -> "Iterator[World]":
 
     rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if world_size != spec.cell.world_size:
-        raise ScenarioError(
-            f"{spec.cell.id} needs {spec.cell.world_size} ranks; torchrun started {world_size}"
-        )
+        raise ScenarioError(f"{spec.cell.id} needs {spec.cell.world_size} ranks; torchrun started {world_size}")
     device = torch.device(spec.device, local_rank) if spec.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -135,9 +133,7 @@ def _verify(spec: LaunchSpec, world: "World", log: RankLog) -> None:
 
     log.phase("verify")
     measure = spec.measure
-    log.result(
-        "verify", verify_cell(spec.cell, world, scope=measure.verify, tolerance=measure.verify_tolerance)
-    )
+    log.result("verify", verify_cell(spec.cell, world, scope=measure.verify, tolerance=measure.verify_tolerance))
 
 
 def _measure(spec: LaunchSpec, world: "World", log: RankLog) -> None:
@@ -148,6 +144,7 @@ def _measure(spec: LaunchSpec, world: "World", log: RankLog) -> None:
     log.phase("build")
     step = load_stack(spec.cell.train.stack)(spec.cell, world)
     data = batches(spec.cell, NUM_BATCHES, world.device)
+    log.phase("warmup")
     log.result("timing", time_steps(step, data, world, spec.measure, on_progress=log.beat))
     log.result("description", step.describe())
     if spec.detailed:
