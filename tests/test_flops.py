@@ -18,9 +18,7 @@ def test_qwen3_30b_at_4096() -> None:
 
 
 def test_linear_is_six_times_active_without_embedding_and_norms() -> None:
-    norms = (
-        QWEN3_30B.num_layers * (2 * QWEN3_30B.hidden_size + 2 * QWEN3_30B.head_dim) + QWEN3_30B.hidden_size
-    )
+    norms = QWEN3_30B.num_layers * (2 * QWEN3_30B.hidden_size + 2 * QWEN3_30B.head_dim) + QWEN3_30B.hidden_size
     embedding = QWEN3_30B.vocab_size * QWEN3_30B.hidden_size
     expected = 6 * (QWEN3_30B.active_parameters - embedding - norms)
     assert flops_per_token(QWEN3_30B, seq_len=4096).linear == expected
@@ -56,9 +54,7 @@ def test_tflops_and_mfu_name_their_convention() -> None:
     assert mfu(speed.causal, device_name="NVIDIA H100 80GB HBM3") == pytest.approx(0.2801, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", ["NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA H200 MIG 1g.18gb", "cpu", ""]
-)
+@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA H200 MIG 1g.18gb", "cpu", ""])
 def test_a_device_that_only_looks_alike_has_no_peak(name: str) -> None:
     assert peak_flops_per_s(name) is None
     assert mfu(100.0, device_name=name) is None

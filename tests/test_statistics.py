@@ -152,7 +152,5 @@ def test_the_ratio_of_equal_arms_covers_one_95_times_in_100() -> None:
 def test_equal_arms_rarely_get_a_winner(num_arms: int) -> None:
     rng = np.random.default_rng(20261124)
     trials = 1000
-    winners = sum(
-        len(ties({str(i): arm(*simulated(rng, 0.03)) for i in range(num_arms)})) == 1 for _ in range(trials)
-    )
+    winners = sum(len(ties({str(i): arm(*simulated(rng, 0.03)) for i in range(num_arms)})) == 1 for _ in range(trials))
     assert winners / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)

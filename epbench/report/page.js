@@ -143,7 +143,7 @@
   for (const element of all(".scripted")) element.hidden = false;
 
   addEventListener("beforeprint", () => {
-    for (const details of all("details")) details.open = true;
+    for (const details of all("details.numbers")) details.open = true;
     for (const chart of charts) draw(chart);
   });
 })();
