@@ -27,6 +27,7 @@ class LaunchSpec(Frozen):
     kind: Literal["verify", "measure"]
     index: int = Field(ge=0, description="of the launches of this cell")
     order: int = Field(ge=0, description="place among all launches of the run")
+    repeats: int | None = Field(None, description="index of the invalid launch that this one replaces")
     device: Device
     measure: MeasureSpec
     detailed: bool = Field(True, description="memory, routing and trace passes after the timing pass")
