@@ -90,30 +90,31 @@ def _is_expected(cell: Cell, outcome: Outcome) -> bool:
 def _launch_value(launch: LaunchRecord) -> LaunchValue:
     if launch.value is not None:
         return launch.value
-    return LaunchValue(
-        index=launch.index, order=launch.order, step_s=None, valid=False, invalid_reason=launch.reason
-    )
+    return LaunchValue(index=launch.index, order=launch.order, step_s=None, valid=False, invalid_reason=launch.reason)
 
 
-def _numbers(
-    cell: Cell, launches: Sequence[LaunchRecord], environment: EnvironmentRecord
-) -> dict[str, object]:
-    """Step time with its interval and what follows from it; nothing without a valid launch."""
-    values = [launch.value.step_s for launch in launches if launch.valid and launch.value]
-    interval = launch_interval([value for value in values if value is not None])
-    if interval is None:
+def _numbers(cell: Cell, launches: Sequence[LaunchRecord], environment: EnvironmentRecord) -> dict[str, object]:
+    """Times with their intervals and what follows from them; nothing without a valid launch."""
+    values = [launch.value for launch in launches if launch.valid and launch.value]
+    step = launch_interval([value.step_s for value in values if value.step_s is not None])
+    if step is None:
         return {}
-    rate = cell.tokens_per_step / (interval.value * cell.world_size)
+    rate = cell.tokens_per_step / (step.value * cell.world_size)
     speed = tflops(cell.model, seq_len=cell.train.seq_len, tokens_per_s_per_rank=rate)
-    return {
-        "step_s": interval.value,
-        "step_s_low": interval.low,
-        "step_s_high": interval.high,
+    found: dict[str, object] = {
+        "step_s": step.value,
+        "step_s_low": step.low,
+        "step_s_high": step.high,
         "tokens_per_s_per_rank": rate,
         "tflops_causal": speed.causal,
         "tflops_full": speed.full,
         "mfu": mfu(speed.causal, device_name=environment.device_name),
     }
+    work = launch_interval([value.device_work_s for value in values if value.device_work_s is not None])
+    if work is not None:
+        names = ("device_work_s", "device_work_s_low", "device_work_s_high")
+        found |= dict(zip(names, (work.value, work.low, work.high), strict=True))
+    return found
 
 
 def _details(launches: Sequence[LaunchRecord]) -> dict[str, object]:
@@ -127,6 +128,7 @@ def _details(launches: Sequence[LaunchRecord]) -> dict[str, object]:
         "peak_reserved_bytes": detailed.memory.peak_reserved_bytes,
         "memory_bytes": detailed.memory.memory_bytes,
         "expert_load": detailed.expert_load,
+        "breakdown_s": detailed.breakdown,
         "collectives": detailed.collectives,
         "all_to_all": [row for row in detailed.collectives if row.op == "all_to_all"],
     }

@@ -19,6 +19,7 @@ from epbench.errors import RunError
 from epbench.records import (
     PROTOCOL_VERSION,
     SCHEMA_VERSION,
+    Breakdown,
     CollectiveRow,
     CompileRecord,
     ExpertLoad,
@@ -65,6 +66,7 @@ class LaunchRecord(Frozen):
     memory: PeakMemory | None = None
     expert_load: ExpertLoad | None = None
     collectives: list[CollectiveRow] = Field(default_factory=list)
+    breakdown: Breakdown = Breakdown()
     note: str | None = Field(None, description="what could not be looked at, and why; the value stands")
     verify: VerifyRecord | None = None
 
@@ -113,25 +115,34 @@ def _verified(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _timed(end: LaunchEnd, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     timings = [result["timing"] for result in results]
+    value = _value(end, timings)
     found: dict[str, Any] = {
-        "value": _value(end, timings),
+        "value": value,
         "losses": [loss for loss in timings[0]["losses"] if loss is not None],
         "compile": _compiled(timings, results[0]["description"]["compile_strategy"], end.spec.cell),
     }
     if end.spec.detailed:
         found["memory"] = _peak_memory([result["memory"] for result in results])
         found["expert_load"] = ExpertLoad.model_validate(results[0]["expert_load"])
-        found |= _traced(end.spec.trace_directory, steps=end.spec.measure.trace_steps)
+        traced = _traced(end.spec.trace_directory, steps=end.spec.measure.trace_steps)
+        found["value"] = value.model_copy(update={"device_work_s": traced.pop("device_work_s", None)})
+        found |= traced
     return found
 
 
 def _traced(directory: Path, *, steps: int) -> dict[str, Any]:
-    from epbench.analysis.collectives import collective_rows
+    """What the traces tell, read once for all of it."""
+    from epbench.analysis.breakdown import device_time_of
+    from epbench.analysis.collectives import rows_of
+    from epbench.analysis.trace import read_traces
 
     try:
-        return {"collectives": collective_rows(directory, steps=steps)}
+        traces = read_traces(directory, steps=steps)
+        device = device_time_of(traces, steps=steps)
+        rows = rows_of(traces, steps=steps)
     except RunError as error:  # a damaged trace is no reason to lose the step time
         return {"note": f"no collectives: {error}"}
+    return {"collectives": rows, "breakdown": device.breakdown, "device_work_s": device.device_work_s}
 
 
 def _value(end: LaunchEnd, timings: Sequence[dict[str, Any]]) -> LaunchValue:
