@@ -1,7 +1,8 @@
 """Moving token rows by a bijection, with a backward that is a gather: deterministic, and without atomic adds.
 
 ``index_select``'s own backward is an ``index_add``: atomics on CUDA, and slower than the GEMMs around it when
-top-k is 8. Both moves here are permutations (of tokens repeated K times), so their inverse is known.
+top-k is 8. Both moves here are permutations (of tokens repeated K times), so their inverse is known. They are
+custom ops and not autograd Functions because AOTAutograd caches a graph with the former only.
 """
 
 from typing import Any
@@ -18,38 +19,53 @@ def inverse_of(order_R: Tensor) -> Tensor:
     return inverse.scatter_(0, order_R, torch.arange(order_R.shape[0], device=order_R.device))
 
 
-class _Expand(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse_R)
-        ctx.copies = order_R.shape[0] // x_TD.shape[0]
-        return x_TD.index_select(0, order_R // ctx.copies)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (inverse,) = ctx.saved_tensors
-        return grads[0].index_select(0, inverse).unflatten(0, (-1, ctx.copies)).sum(1), None, None
+@torch.library.custom_op("epbench::expand", mutates_args=())
+def _expand(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    return x.index_select(0, order // (order.shape[0] // x.shape[0]))
 
 
-class _Permute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse_R)
-        return x_RD.index_select(0, order_R)
+@_expand.register_fake
+def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    return x.new_empty((order.shape[0], x.shape[1]))
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (inverse,) = ctx.saved_tensors
-        return grads[0].index_select(0, inverse), None, None
+
+@torch.library.custom_op("epbench::permute", mutates_args=())
+def _permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    return x.index_select(0, order)
+
+
+@_permute.register_fake
+def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_inverse(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    x, order, inverse = inputs
+    ctx.save_for_backward(inverse)
+    ctx.tokens = x.shape[0]
+
+
+def _expand_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (inverse,) = ctx.saved_tensors
+    return grad.index_select(0, inverse).view(ctx.tokens, -1, grad.shape[1]).sum(1), None, None
+
+
+def _permute_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (inverse,) = ctx.saved_tensors
+    return grad.index_select(0, inverse), None, None
+
+
+_expand.register_autograd(_expand_backward, setup_context=_save_inverse)
+_permute.register_autograd(_permute_backward, setup_context=_save_inverse)
 
 
 def expand(x_TD: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
     """Rows [T, D] repeated R / T times each (copies adjacent), then permuted: row i is copy ``order[i]``."""
-    result: Tensor = _Expand.apply(x_TD, order_R, inverse_R)  # type: ignore[no-untyped-call]
+    result: Tensor = _expand(x_TD, order_R, inverse_R)
     return result
 
 
 def permute(x_RD: Tensor, order_R: Tensor, inverse_R: Tensor) -> Tensor:
     """``x[order]``."""
-    result: Tensor = _Permute.apply(x_RD, order_R, inverse_R)  # type: ignore[no-untyped-call]
+    result: Tensor = _permute(x_RD, order_R, inverse_R)
     return result
