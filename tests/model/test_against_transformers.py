@@ -60,26 +60,26 @@ def _published(ours: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _reference(spec: ModelSpec, weights: dict[str, Tensor]) -> Qwen3MoeForCausalLM:
-    config = Qwen3MoeConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        moe_intermediate_size=spec.moe_intermediate_size,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_attention_heads,
-        num_key_value_heads=spec.num_key_value_heads,
-        head_dim=spec.head_dim,
-        num_experts=spec.num_experts,
-        num_experts_per_tok=spec.num_experts_per_tok,
-        norm_topk_prob=spec.norm_topk_prob,
-        decoder_sparse_step=spec.decoder_sparse_step,
-        mlp_only_layers=list(spec.mlp_only_layers),
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        rms_norm_eps=spec.rms_norm_eps,
-        attn_implementation="eager",
-        experts_implementation="eager",
-    )
-    model = Qwen3MoeForCausalLM(config)
+    sizes: dict[str, Any] = {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "moe_intermediate_size": spec.moe_intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_attention_heads,
+        "num_key_value_heads": spec.num_key_value_heads,
+        "head_dim": spec.head_dim,
+        "num_experts": spec.num_experts,
+        "num_experts_per_tok": spec.num_experts_per_tok,
+        "norm_topk_prob": spec.norm_topk_prob,
+        "decoder_sparse_step": spec.decoder_sparse_step,
+        "mlp_only_layers": list(spec.mlp_only_layers),
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "rms_norm_eps": spec.rms_norm_eps,
+        "attn_implementation": "eager",
+        "experts_implementation": "eager",
+    }
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
     model.load_state_dict(weights, strict=True)
     return model
 
