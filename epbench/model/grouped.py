@@ -3,6 +3,9 @@
 ``F.grouped_mm`` alone cannot be compiled in fp32 (its fake kernel wants bf16, torch 2.11 and 2.13) and refuses
 an expanded gradient; this op has its own fake and its own backward. Rows must be exactly those that the
 offsets cover: rows past the last offset would be uninitialised memory, forward and backward.
+
+Weights may be wider than the rows (fp32 masters under bf16 compute). They are then cast inside the op, again in
+backward, so that no narrow copy outlives the product.
 """
 
 from typing import Any
@@ -16,7 +19,7 @@ __all__ = ["grouped_linear"]
 
 @torch.library.custom_op("epbench::grouped_linear", mutates_args=())
 def _grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    return F.grouped_mm(x, weight.transpose(-2, -1), offs=offsets)
+    return F.grouped_mm(x, weight.to(x.dtype).transpose(-2, -1), offs=offsets)
 
 
 @_grouped_linear.register_fake
@@ -27,9 +30,9 @@ def _(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 @torch.library.custom_op("epbench::grouped_linear_backward", mutates_args=())
 def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     grad = grad.contiguous()
-    dx = F.grouped_mm(grad, weight, offs=offsets)
+    dx = F.grouped_mm(grad, weight.to(grad.dtype), offs=offsets)
     dw = F.grouped_mm(grad.transpose(0, 1), x, offs=offsets)
-    return dx, dw
+    return dx, dw.to(weight.dtype)
 
 
 @_grouped_linear_backward.register_fake
@@ -53,6 +56,7 @@ def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tenso
     """Row r of expert e times ``weight[e]`` transposed: [R, I] -> [R, O].
 
     ``offsets`` [E] int32: end of each expert's rows, the last equal to R; an expert may have none.
+    Products are in the dtype of ``x``; the weight's gradient has that of ``weight``.
     """
     result: Tensor = _grouped_linear(x_RI, weight_EOI, offsets_E)
     return result

@@ -40,7 +40,7 @@ def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _save_inverse(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    x, order, inverse = inputs
+    x, _order, inverse = inputs
     ctx.save_for_backward(inverse)
     ctx.tokens = x.shape[0]
 

@@ -27,7 +27,8 @@ def num_replicas(param: Tensor, world_size: int) -> int:
 
 def is_first_replica(param: Tensor) -> bool:
     """Whether this rank comes first among those that hold the same part of ``param``."""
-    assert isinstance(param, DTensor), "FSDP makes every parameter a DTensor"
+    if not isinstance(param, DTensor):  # experts of a world of one rank
+        return True
     coordinate = param.device_mesh.get_coordinate()
     assert coordinate is not None, "a rank outside the parameter's mesh holds nothing of it"
     return all(at == 0 for at, where in zip(coordinate, param.placements, strict=True) if where.is_replicate())
