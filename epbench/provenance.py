@@ -121,9 +121,7 @@ def choose_device(wanted: str, world_size: int, *, gpus: Gpus | None = None) -> 
     if lacking is None:
         return "cuda", f"{len(found)} x {found.names[0]} for {world_size} ranks"
     if wanted == "cuda":
-        raise UnfitMachineError(
-            f'device cuda was asked for, but {lacking}; use device = "cpu" or a smaller world'
-        )
+        raise UnfitMachineError(f'device cuda was asked for, but {lacking}; use device = "cpu" or a smaller world')
     return "cpu", lacking
 
 

@@ -45,9 +45,7 @@ class CellEntry(Frozen):
     order: int = Field(ge=0)
     cell: Cell
     skip_reason: str | None = None
-    world_size: int | None = Field(
-        None, description="asked for, where an illegal layout spans another number"
-    )
+    world_size: int | None = Field(None, description="asked for, where an illegal layout spans another number")
     varied: list[str] = Field(default_factory=list)
 
 
@@ -198,9 +196,7 @@ def _named(text: str, reports_dir: Path) -> Path:
     if len(exact or matches) == 1:
         return (exact or matches)[0]
     if matches:
-        raise RunError(
-            f"'{_shortened(text)}' fits {len(matches)} runs under '{reports_dir}': give more of its name"
-        )
+        raise RunError(f"'{_shortened(text)}' fits {len(matches)} runs under '{reports_dir}': give more of its name")
     raise RunError(f"there is no run '{_shortened(text)}', neither as a path nor under '{reports_dir}'")
 
 

@@ -108,15 +108,11 @@ def _selected(scenario: "Scenario", only: str | None) -> list[CellEntry]:
     selected = [entry for entry in runnable if fnmatch.fnmatchcase(entry.cell.id, only or "*")]
     if only is not None and not selected:
         known = ", ".join(entry.cell.id for entry in runnable[:3])
-        raise ScenarioError(
-            f"--only '{only[:80]}' fits none of {len(runnable)} cells (there is {known}, ...)"
-        )
+        raise ScenarioError(f"--only '{only[:80]}' fits none of {len(runnable)} cells (there is {known}, ...)")
     return selected
 
 
-def _open(
-    scenario: "Scenario", options: RunOptions, environment: EnvironmentRecord, reason: str
-) -> RunDirectory:
+def _open(scenario: "Scenario", options: RunOptions, environment: EnvironmentRecord, reason: str) -> RunDirectory:
     """A new run, or the one to resume; raises RunError when that was made elsewhere or otherwise."""
     if options.resume is not None:
         run = open_run(options.resume, reports_dir=options.reports_dir)

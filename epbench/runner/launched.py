@@ -168,13 +168,13 @@ def slowest_per_step(ranks: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _why_invalid(timings: Sequence[dict[str, Any]]) -> str | None:
+    if any(loss is None for timing in timings for loss in timing["losses"]):
+        return "the loss was not finite within the first steps"
     recompiles = max(timing["recompiles"] or 0 for timing in timings)
     if recompiles:
         return f"compiled {recompiles} more times while it was timed"
     if not all(timing["settled"] for timing in timings):
         return f"step times were not stationary after {timings[0]['warmup_steps']} warm-up steps"
-    if any(loss is None for timing in timings for loss in timing["losses"]):
-        return "the loss was not finite within the first steps"
     return None
 
 

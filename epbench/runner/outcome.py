@@ -51,13 +51,7 @@ def judge(end: LaunchEnd) -> Verdict:
         return Verdict("ok")
     failed = [_Failed(state, state.failure) for state in end.ranks if state.failure]
     failed.sort(key=lambda one: one.failure.time_s)
-    return (
-        _out_of_memory(failed)
-        or _own_exception(failed)
-        or _killed(end)
-        or _hung(end)
-        or _unexplained(end, failed)
-    )
+    return _out_of_memory(failed) or _own_exception(failed) or _killed(end) or _hung(end) or _unexplained(end, failed)
 
 
 def _out_of_memory(failed: Sequence[_Failed]) -> Verdict | None:
@@ -65,9 +59,7 @@ def _out_of_memory(failed: Sequence[_Failed]) -> Verdict | None:
         if one.out_of_memory:
             size = requested_memory(one.failure.message)
             asked = f": asked for {size}" if size else ""
-            return Verdict(
-                "oom", f"rank {one.state.rank} ran out of memory during {one.failure.phase}{asked}"
-            )
+            return Verdict("oom", f"rank {one.state.rank} ran out of memory during {one.failure.phase}{asked}")
     return None
 
 
@@ -115,9 +107,7 @@ def _furthest_behind(end: LaunchEnd) -> str:
     if len(behind) == len(ranks):
         return f"all ranks stood {_place(behind[0])}{_fewest_collectives(end)}"
     ahead = max(ranks, key=lambda state: state.place)
-    return (
-        f"{_ranks([s.rank for s in behind])} stood {_place(behind[0])}, others came as far as {_place(ahead)}"
-    )
+    return f"{_ranks([s.rank for s in behind])} stood {_place(behind[0])}, others came as far as {_place(ahead)}"
 
 
 def _fewest_collectives(end: LaunchEnd) -> str:

@@ -148,9 +148,7 @@ class RankTail:
         elif record["kind"] == "result":
             self.results[record["name"]] = record["value"]
         else:
-            failure = Failure(
-                record["t"], record["phase"], record["type"], record["message"], record["traceback"]
-            )
+            failure = Failure(record["t"], record["phase"], record["type"], record["message"], record["traceback"])
             self.state = dataclasses.replace(self.state, failure=failure)
 
     def _enter(self, record: dict[str, Any]) -> None:

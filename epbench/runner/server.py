@@ -81,9 +81,7 @@ class ForkServer:
         self._received = b""
         if not (self.wait(_IMPORT_TIMEOUT_S) or {}).get("ready"):
             self.close()
-            raise UnfitMachineError(
-                f"the ranks' process cannot start: {self._last_words()} (see '{self._log}')"
-            )
+            raise UnfitMachineError(f"the ranks' process cannot start: {self._last_words()} (see '{self._log}')")
 
     def launch(self, spec: Path) -> None:
         """Order a launch; :meth:`wait` tells when all of its processes are gone."""

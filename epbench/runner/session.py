@@ -107,9 +107,7 @@ class Session:
         elapsed_s = time.monotonic() - self._started
         if self._budget.allows(elapsed_s, entry.cell.id, need.kind):
             return True
-        progress.say(
-            f"the budget ends here after {elapsed_s:.0f} s; cells that are not complete stay 'not run'"
-        )
+        progress.say(f"the budget ends here after {elapsed_s:.0f} s; cells that are not complete stay 'not run'")
         return False
 
     def _launch(

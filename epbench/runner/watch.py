@@ -95,9 +95,7 @@ class _Watch:
         elapsed_s = time.monotonic() - self._started
         return "too long" if elapsed_s > self.spec.measure.launch_timeout_s else None
 
-    def ended(
-        self, exit_code: int | None, stop: Stop | None = None, stuck: tuple[int, ...] = ()
-    ) -> LaunchEnd:
+    def ended(self, exit_code: int | None, stop: Stop | None = None, stuck: tuple[int, ...] = ()) -> LaunchEnd:
         elapsed_s = time.monotonic() - self._started
         return LaunchEnd(self.spec, elapsed_s, exit_code, stop=stop, stuck=stuck, tails=self.tails)
 

@@ -124,7 +124,7 @@ def _host(world: "World") -> dict[str, Any]:
     if world.device.type == "cuda":
         properties = torch.cuda.get_device_properties(world.device)
         host["gpu_uuid"] = str(properties.uuid)
-        host["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+        host["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     return host
 
 
