@@ -41,7 +41,8 @@ def _labels(case: str) -> Tensor:
 def _plain(x: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and both gradients, all logits at once."""
     loss = SCALE * F.cross_entropy(x @ weight.T, labels, ignore_index=-100, reduction="sum")
-    return loss.detach(), *torch.autograd.grad(loss, (x, weight))
+    dx, dw = torch.autograd.grad(loss, (x, weight))
+    return loss.detach(), dx, dw
 
 
 @pytest.mark.parametrize("labels", LABELS)

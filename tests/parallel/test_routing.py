@@ -18,9 +18,11 @@ def _fan_out(ids_TK: Tensor, num_experts: int, ep: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("num_experts", "top_k", "ep"),
-    [(128, 8, ep) for ep in (1, 2, 4, 8, 16)]
-    + [(160, 8, ep) for ep in (2, 5, 8, 32)]
-    + [(8, 2, ep) for ep in (2, 4, 8)],
+    [
+        *((128, 8, ep) for ep in (1, 2, 4, 8, 16)),
+        *((160, 8, ep) for ep in (2, 5, 8, 32)),
+        *((8, 2, ep) for ep in (2, 4, 8)),
+    ],
 )
 def test_every_token_goes_to_as_many_ranks_as_it_can(num_experts: int, top_k: int, ep: int) -> None:
     ids = round_robin(torch.arange(4096), num_experts, top_k)

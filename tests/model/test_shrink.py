@@ -1,0 +1,91 @@
+"""The shrunk cell that verification runs: small, and still the same case as the one that is measured."""
+
+import pytest
+
+from epbench.cells import PRESETS, Cell, ModelSpec, TrainSpec
+from epbench.layout import Layout, legal_layouts, violations
+from epbench.runner.verify import EXPERT_SCALE, shrink
+
+TRAIN = TrainSpec(seq_len=4096, global_batch_size=256, micro_batch_size=1, compute_dtype="bf16")
+KEPT = (
+    "num_experts",
+    "num_experts_per_tok",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "norm_topk_prob",
+    "decoder_sparse_step",
+    "mlp_only_layers",
+    "rope_theta",
+    "rms_norm_eps",
+)
+
+
+def _rules_broken(cell: Cell) -> list[str]:
+    return violations(cell.layout, world_size=cell.world_size, model=cell.model, train=cell.train)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-coder-480b-a35b"])
+@pytest.mark.parametrize("world_size", [1, 2, 8, 64, 256])
+def test_every_legal_layout_stays_legal(world_size: int, preset: str) -> None:
+    model = PRESETS[preset]
+    layouts = legal_layouts(world_size, model, TRAIN)
+    assert layouts, "a world without legal layouts tests nothing"
+    for layout in layouts:
+        small = shrink(Cell(layout=layout, model=model, train=TRAIN))
+        assert _rules_broken(small) == [], layout.slug
+        assert small.layout == layout
+        assert shrink(small) == small, f"{layout.slug}: shrinking again changes nothing"
+
+
+@pytest.mark.parametrize("preset", ["tiny", "qwen3-30b-a3b", "qwen3-coder-480b-a35b"])
+def test_what_decides_the_routing_and_the_heads_is_kept(preset: str) -> None:
+    cell = Cell(layout=Layout(dp_shard=4, tp=2, ep=4), model=PRESETS[preset], train=TRAIN, routing="round_robin")
+    small = shrink(cell)
+    assert {name: getattr(small.model, name) for name in KEPT} == {name: getattr(cell.model, name) for name in KEPT}
+    assert (small.mode, small.routing, small.layout) == (cell.mode, cell.routing, cell.layout)
+
+
+def test_the_published_model_becomes_small_and_fp32() -> None:
+    small = shrink(Cell(layout=Layout(dp_shard=2, ep=2), model=PRESETS["qwen3-30b-a3b"], train=TRAIN))
+    sizes = (small.model.num_layers, small.model.hidden_size, small.model.moe_intermediate_size, small.model.head_dim)
+    assert sizes == (2, 64, 32, 16)
+    assert (small.model.vocab_size, small.train.seq_len) == (512, 128)
+    assert (small.train.compute_dtype, small.train.reduce_dtype) == ("fp32", "fp32")
+    assert small.model.expert_initializer_scale == EXPERT_SCALE
+    assert (small.num_micro_batches, small.micro_batch_size) == (2, 1), "accumulation is verified too"
+
+
+def test_tiny_stays_tiny() -> None:
+    cell = Cell(layout=Layout(dp_shard=4, ep=4))
+    small = shrink(cell)
+    assert small.model == cell.model.model_copy(update={"expert_initializer_scale": EXPERT_SCALE})
+    assert small.tokens_per_step == cell.tokens_per_step
+    assert (small.micro_batch_size, small.num_micro_batches) == (cell.micro_batch_size, cell.num_micro_batches)
+
+
+def test_what_is_smaller_than_the_bound_is_never_enlarged() -> None:
+    model = ModelSpec(hidden_size=32, moe_intermediate_size=16, head_dim=8, vocab_size=100, intermediate_size=64)
+    cell = Cell(layout=Layout(dp_shard=2, ep=2), model=model, train=TrainSpec(seq_len=20, global_batch_size=2))
+    small = shrink(cell)
+    assert small.model == model.model_copy(update={"expert_initializer_scale": EXPERT_SCALE})
+    assert small.train.seq_len == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_layers"),
+    [({}, 2), ({"mlp_only_layers": (0, 1, 2)}, 4), ({"decoder_sparse_step": 3}, 3), ({"mlp_only_layers": (5,)}, 6)],
+)
+def test_layers_are_kept_until_every_kind_of_block_is_there(changes: dict[str, object], num_layers: int) -> None:
+    model = PRESETS["qwen3-30b-a3b"].model_copy(update=changes)
+    small = shrink(Cell(layout=Layout(dp_shard=2, ep=2), model=model, train=TRAIN)).model
+    assert small.num_layers == num_layers
+    assert small.num_moe_layers > 0
+
+
+def test_experts_cut_on_their_width_are_still_cut() -> None:
+    """256 ranks, 128 experts, ep 4: efsdp 64 needs widths that are multiples of 64, also when small."""
+    layout = Layout(dp_shard=256, ep=4)
+    assert layout.efsdp * layout.ep > 128
+    small = shrink(Cell(layout=layout, model=PRESETS["qwen3-30b-a3b"], train=TRAIN)).model
+    assert small.hidden_size % layout.efsdp == 0
+    assert small.moe_intermediate_size % layout.efsdp == 0
