@@ -1,10 +1,15 @@
-"""The shrunk cell that verification runs: small, and still the same case as the one that is measured."""
+"""What verification runs: a shrunk cell that is still the case that is measured, judged by what matters."""
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from epbench.cells import PRESETS, Cell, ModelSpec, TrainSpec
 from epbench.layout import Layout, legal_layouts, violations
-from epbench.runner.verify import EXPERT_SCALE, shrink
+from epbench.records import VerifyRecord
+from epbench.runner.verify import EXPERT_SCALE, shrink, verify_cell
+from epbench.stacks.protocol import World
+from tests.ranks import run_on_ranks
 
 TRAIN = TrainSpec(seq_len=4096, global_batch_size=256, micro_batch_size=1, compute_dtype="bf16")
 KEPT = (
@@ -89,3 +94,17 @@ def test_experts_cut_on_their_width_are_still_cut() -> None:
     small = shrink(Cell(layout=layout, model=PRESETS["qwen3-30b-a3b"], train=TRAIN)).model
     assert small.hidden_size % layout.efsdp == 0
     assert small.moe_intermediate_size % layout.efsdp == 0
+
+
+def _verify(cell: Cell) -> VerifyRecord:
+    rank = dist.get_rank()
+    return verify_cell(cell, World(rank, dist.get_world_size(), rank, torch.device("cpu")), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_gradient_that_is_nothing_but_rounding_is_not_an_error(normalise: bool) -> None:
+    """One expert per token and normalised scores: each score is 1, so the gate's true gradient is zero."""
+    model = ModelSpec(num_experts_per_tok=1, norm_topk_prob=normalise)
+    cell = Cell(layout=Layout(dp_shard=2, ep=2), model=model, train=TrainSpec(seq_len=32))
+    for record in run_on_ranks(2, _verify, cell):
+        assert record.passed, record
