@@ -159,7 +159,7 @@ def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[Kernel]) -> Iterator
         if step is None:
             continue
         around = fsdp.at(launch.time_s, launch.thread)
-        axis = str(kernel.args.get("Process Group Description", "unknown")).removeprefix("mesh_")
+        axis = _kernel_axis(str(kernel.args.get("Process Group Description", "unknown")), around)
         op = _op(str(kernel.args.get("Collective name", kernel.name)))
         on_main = launch.thread in (-1, trace.steps[step].thread)
         yield Call(
@@ -177,6 +177,13 @@ def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[Kernel]) -> Iterator
             end_s=kernel.end_s,
             bytes=_kernel_bytes(kernel.args),
         )
+
+
+def _kernel_axis(group: str, around: list[Scope]) -> str:
+    """Mesh axis by its process group's description; an axis that spans the world borrows the default group."""
+    if group != "default_pg":
+        return group.removeprefix("mesh_")
+    return _sharding_axis(around) if _purpose("world", around) == "fsdp" else "world"
 
 
 def _kernel_bytes(args: dict[str, Any]) -> int:
@@ -273,6 +280,11 @@ def _gloo_axis(op: str, around: list[Scope]) -> str:
         return "unknown"
     if op == "all_reduce":
         return "dp_replicate"
+    return _sharding_axis(around)
+
+
+def _sharding_axis(around: list[Scope]) -> str:
+    """Which of the two FSDP meshes, by the name of the module that FSDP2 works for."""
     return "efsdp" if any("expert" in scope.name for scope in around) else "fsdp"
 
 

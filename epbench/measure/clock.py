@@ -216,13 +216,14 @@ def _time_by_host(bench: _Bench, indices: range, on_progress: Progress) -> list[
 @contextmanager
 def _collector_frozen() -> Iterator[None]:
     """Collects once, then keeps the collector away on every rank alike: one rank's pause stops them all."""
-    was_enabled = gc.isenabled()
+    was_enabled, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not was_frozen:  # what a fork server froze stays so, or the next collection walks all of it
+            gc.unfreeze()
         if was_enabled:
             gc.enable()

@@ -12,6 +12,7 @@ each rank imports it on its own.
 
 import gc
 import importlib
+import inspect
 import json
 import os
 import select
@@ -132,7 +133,7 @@ def _run_elastic(spec: LaunchSpec) -> int:
         monitor_interval=0.1,
         start_method="fork",
         logs_specs=DefaultLogsSpecs(log_dir=str(spec.directory / "elastic")),
-        shutdown_timeout=_SHUTDOWN_S,
+        **_newer_options(LaunchConfig),
     )
     try:
         elastic_launch(config, run_rank)(str(spec.path), os.getpid())
@@ -141,6 +142,12 @@ def _run_elastic(spec: LaunchSpec) -> int:
         write_atomically(spec.agent_file, json.dumps({"failures": failures}))
         return 1
     return 0
+
+
+def _newer_options(config: type) -> dict[str, Any]:
+    """How long ranks may take to end: an option since torch 2.12, the same 30 s or less before."""
+    known = inspect.signature(config).parameters
+    return {"shutdown_timeout": _SHUTDOWN_S} if "shutdown_timeout" in known else {}
 
 
 def main() -> None:
