@@ -78,6 +78,24 @@ def test_bfloat16_stays_bfloat16() -> None:
     assert_same(result.float(), _loop(x.float(), weight.float(), rows), "output", tolerance=2**-8)
 
 
+def test_fp32_weights_under_bf16_rows_are_narrowed_inside() -> None:
+    """What rounding them beforehand gives, bit for bit; only the weights' gradient is fp32."""
+    rows = [5, 0, 8, 3]
+    x, weight, offsets = _operands(rows)
+    results = []
+    for weights in (weight, weight.detach().bfloat16().requires_grad_()):
+        narrow = x.detach().bfloat16().requires_grad_()
+        y = grouped_linear(narrow, weights, offsets)
+        y.square().sum().backward()
+        assert weights.grad is not None
+        assert weights.grad.dtype == weights.dtype
+        results.append([y, narrow.grad, weights.grad.bfloat16()])
+    for mixed, uniform in zip(*results, strict=True):
+        assert mixed is not None
+        assert mixed.dtype == torch.bfloat16
+        assert_same(mixed, uniform, "mixed precision", tolerance=0)
+
+
 def test_the_op_is_what_it_tells_the_compiler() -> None:
     """Fake kernel, schema and autograd agree with the real ones, also with an unknown number of rows."""
     torch.library.opcheck(torch.ops.epbench.grouped_linear.default, _operands([5, 0, 2, 3]))

@@ -59,6 +59,15 @@ def test_gradients_hold_against_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda rows: permute(rows, order, inverse_of(order)), y)
 
 
+@pytest.mark.parametrize("rows", [torch.ones(6, 3), torch.ones(3, 6).t()], ids=["contiguous", "transposed"])
+def test_the_ops_are_what_they_tell_the_compiler(rows: Tensor) -> None:
+    """A fake kernel of other strides than the real one is wrong memory in compiled code."""
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    twice = torch.cat([order, order + 6])
+    torch.library.opcheck(torch.ops.epbench.permute.default, (rows.clone().requires_grad_(), order, inverse_of(order)))
+    torch.library.opcheck(torch.ops.epbench.expand.default, (rows.clone().requires_grad_(), twice, inverse_of(twice)))
+
+
 @pytest.mark.parametrize("ids", [[[2, 0], [0, 1], [2, 1]], [[1, 1], [1, 1]], [[3, 2]]])
 def test_sorting_is_by_expert_and_keeps_the_order_of_tokens(ids: list[list[int]]) -> None:
     flat = [expert for row in ids for expert in row]

@@ -101,6 +101,7 @@ def test_norm_and_clipped_gradients_are_those_of_one_rank(max_norm: float) -> No
 
 def test_a_plain_tensor_is_held_by_every_rank_of_the_world() -> None:
     assert num_replicas(torch.zeros(3), 8) == 8
+    assert is_first_replica(torch.zeros(3)), "only a world of one rank has plain parameters"
 
 
 def test_the_norm_of_nothing_is_zero() -> None:

@@ -57,11 +57,11 @@ def _check_shards(cell: Cell, where: str) -> int:
     assert sharded.keys() == whole.keys(), where
     held = 0
     for name, param in sharded.items():
-        assert isinstance(param, DTensor), f"{where}: {name}"
-        shard, expected = param.to_local().detach(), whole[name].detach()
+        expected = whole[name].detach()
+        shard, full = (param.to_local(), param.full_tensor()) if isinstance(param, DTensor) else (param, param)
         part = tuple(slice(start, start + length) for start, length in shard_box(param))
         assert torch.equal(shard, expected[part]), f"{where}: {name} on rank {dist.get_rank()}"
-        assert torch.equal(param.full_tensor().detach(), expected), f"{where}: {name}, put together"
+        assert torch.equal(full, expected), f"{where}: {name}, put together"
         held += shard.numel()
     return held
 
@@ -76,6 +76,11 @@ def test_shards_of_every_layout_are_parts_of_one_model() -> None:
         copies = sum(rank[case] for rank in held) / _cell(case).model.total_parameters
         assert copies >= layout.dp_replicate, f"{case}: parts are missing"
         assert copies < layout.dp_replicate + 0.05, f"{case}: no layout holds more than its replicas (and norms)"
+
+
+def test_one_rank_holds_the_whole_model() -> None:
+    cell = Cell(layout=Layout(), model=SPEC)
+    assert run_on_ranks(1, _check_shards, cell, "dp1") == [SPEC.total_parameters]
 
 
 @pytest.mark.parametrize("case", CASES)
