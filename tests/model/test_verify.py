@@ -87,6 +87,16 @@ def test_layers_are_kept_until_every_kind_of_block_is_there(changes: dict[str, o
     assert small.num_moe_layers > 0
 
 
+def test_a_sequence_stays_divisible_by_odd_degrees() -> None:
+    """24 ranks share a sequence: 144 positions are the fewest above 128 that they share evenly."""
+    train = TRAIN.model_copy(update={"seq_len": 3072})
+    cell = Cell(layout=Layout(cp=24), model=PRESETS["qwen3-coder-480b-a35b"], train=train)
+    assert _rules_broken(cell) == []
+    small = shrink(cell)
+    assert _rules_broken(small) == []
+    assert small.train.seq_len == 144
+
+
 def test_experts_cut_on_their_width_are_still_cut() -> None:
     """256 ranks, 128 experts, ep 4: efsdp 64 needs widths that are multiples of 64, also when small."""
     layout = Layout(dp_shard=256, ep=4)
