@@ -29,7 +29,8 @@ def _(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
 @torch.library.custom_op("epbench::grouped_linear_backward", mutates_args=())
 def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    grad = grad.contiguous()
+    # an empty expanded tensor counts as contiguous and keeps a stride of 0, which grouped_mm refuses
+    grad = grad.contiguous() if grad.numel() else grad.new_empty(grad.shape)
     dx = F.grouped_mm(grad, weight.to(grad.dtype), offs=offsets)
     dw = F.grouped_mm(grad.transpose(0, 1), x, offs=offsets)
     return dx, dw.to(weight.dtype)

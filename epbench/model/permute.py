@@ -36,7 +36,7 @@ def _permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 @_permute.register_fake
 def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    return torch.empty_like(x)
+    return x.new_empty(x.shape)
 
 
 def _save_inverse(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

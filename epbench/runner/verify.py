@@ -151,7 +151,8 @@ def verify_cell(cell: Cell, world: World, *, scope: Literal["full", "loss"] = "f
     ``tolerance`` is relative and the same for all four errors. A stack that gives no gradients is verified on
     its losses only, and the record's scope says so.
     """
-    torch.set_float32_matmul_precision("highest")
+    if torch.get_float32_matmul_precision() != "highest":  # setting it anew would miss every compile cache
+        torch.set_float32_matmul_precision("highest")
     errors = _worst_over_ranks(_errors(shrink(cell), world, scope=scope))
     return VerifyRecord(
         scope="loss" if errors.gradient is None else "full",

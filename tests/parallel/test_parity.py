@@ -42,7 +42,7 @@ LAYOUTS = {
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "kv heads repeated beyond cp": {"layout": "cp4", "model": {"num_key_value_heads": 2}},
-    "experts cut on their width by FSDP": {"layout": "dp4-ep2", "model": {"num_experts": 4}},
+    "experts cut on their width by FSDP": {"layout": "dp4-ep2", "model": {"num_experts": 2}},
     "a dense first layer": {"layout": "dp2-tp2-ep2", "model": {"mlp_only_layers": (0,)}},
     "batches of two sequences": {"layout": "cp2-tp2-ep4", "train": {"micro_batch_size": 2}},
     "forced routing": {"layout": "dp2-tp2-ep2-etp2", "routing": "round_robin"},
