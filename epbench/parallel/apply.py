@@ -3,7 +3,7 @@
 from epbench.cells import Cell
 from epbench.model.decoder import Decoder
 from epbench.parallel.checkpointing import apply_checkpointing
-from epbench.parallel.compilation import apply_compile
+from epbench.parallel.compilation import apply_compile, compile_backend
 from epbench.parallel.context import apply_context_parallel
 from epbench.parallel.data import apply_fsdp
 from epbench.parallel.expert import apply_expert_parallel
@@ -25,6 +25,6 @@ def parallelize(model: Decoder, dims: ParallelDims, cell: Cell) -> None:
         apply_context_parallel(model, dims.axis("cp"))
     model.head.loss = FusedLoss(tp)
     if cell.mode == "compiled":
-        apply_compile(model)
+        apply_compile(model, compile_backend())
     apply_checkpointing(model, cell.train.activation_checkpointing)
     apply_fsdp(model, dims, cell.train)
