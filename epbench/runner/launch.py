@@ -117,7 +117,7 @@ def _open(scenario: "Scenario", options: RunOptions, environment: EnvironmentRec
     if options.resume is not None:
         run = open_run(options.resume, reports_dir=options.reports_dir)
         _check_same(run, environment)
-        run.event({"event": "resumed", "command": sys.argv})
+        run.event({"event": "resumed", "command": ["epbench", *sys.argv[1:]]})
         return run
     record = RunRecord(
         name=scenario.name,
@@ -126,7 +126,7 @@ def _open(scenario: "Scenario", options: RunOptions, environment: EnvironmentRec
         scenario_path=str(scenario.path),
         scenario_digest=scenario.digest,
         device_reason=reason,
-        command=sys.argv,
+        command=["epbench", *sys.argv[1:]],
         environment=environment,
     )
     return create_run(options.reports_dir, record, scenario.text)
