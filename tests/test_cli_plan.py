@@ -48,7 +48,7 @@ def test_plan_lists_every_cell_and_the_counts() -> None:
     assert lines[3].startswith("dp4-eager-natural-")
     assert "tiny: 2 layers, 8 experts x 32, top-2; 214 k, 141 k active" in lines[3]
     assert lines[3].endswith("512          1 x 1")
-    assert lines[-1] == "11 of 11 cells would run, 0 skipped; 3 launches each on 4 ranks; device auto"
+    assert lines[-1] == "11 of 11 cells would run, 0 skipped; 1 launch each on 4 ranks; device auto"
     assert result.stderr == f"next: epbench run {QUICK}\n"
 
 
