@@ -66,12 +66,12 @@ def test_plan_json_is_one_document_of_show_fields() -> None:
     document = json.loads(result.stdout)
     assert list(document) == ["cells"]
     cells = [CellResult.model_validate(cell) for cell in document["cells"]]
-    assert len(cells) == 14
+    assert len(cells) == 12
     first = cells[0]
     assert (first.layout, first.mode, first.routing, first.outcome) == ("dp2", "eager", "round_robin", None)
     assert first.model["num_layers"] == 8
     assert first.train["global_batch_size"] == 4
-    assert first.varied == ["layout", "mode", "routing"]
+    assert first.varied == ["layout", "mode"]
     assert first.step_s is None
 
 
