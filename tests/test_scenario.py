@@ -486,7 +486,7 @@ def test_quick_has_the_layouts_that_a_first_look_needs() -> None:
     assert len(compiled) >= 3
     assert len(sizes) == 3
     assert len({it.num_experts * it.expert_parameters for it in sizes}) == 1
-    assert scenario.measure.launches == 3
+    assert scenario.measure.launches == 1  # 11 cells must fit into four minutes of two cores; nothing is ranked
 
 
 def test_moe_sizes_have_equal_expert_parameters_and_equal_work() -> None:
