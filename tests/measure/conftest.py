@@ -1,11 +1,6 @@
 """Steps with known behaviour, and real gloo ranks whose failures reach pytest."""
 
-import multiprocessing
-import traceback
 from collections.abc import Callable, Iterator
-from datetime import timedelta
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from epbench.stacks.protocol import Batch, StepDescription, World
+from tests.ranks import run_on_ranks
 
 RunRanks = Callable[..., list[Any]]
 
@@ -54,41 +50,15 @@ def batch() -> Batch:
 
 
 @pytest.fixture
-def run_ranks(tmp_path: Path) -> RunRanks:
+def run_ranks() -> RunRanks:
     """``run_ranks(fn, world_size, *args)``: what ``fn(*args, world=...)`` returned on each gloo rank."""
 
     def run(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
-        context = multiprocessing.get_context("fork")
-        results = context.SimpleQueue()
-        store = str(tmp_path / "store")
-        ranks = [
-            context.Process(target=_rank, args=(results, rank, world_size, store, partial(fn, *args)))
-            for rank in range(world_size)
-        ]
-        for process in ranks:
-            process.start()
-        answers = [results.get() for _ in ranks]
-        for process in ranks:
-            process.join()
-        failures = [answer for _, failed, answer in answers if failed]
-        assert not failures, "\n".join(failures)
-        return [answer for _, _, answer in sorted(answers, key=lambda answer: answer[0])]
+        return run_on_ranks(world_size, _in_its_world, fn, *args)
 
     return run
 
 
-def _rank(results: Any, rank: int, world_size: int, store: str, fn: Callable[..., Any]) -> None:
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(seconds=30),
-        )
-        answer = fn(world=World(rank, world_size, rank, torch.device("cpu")))
-        dist.destroy_process_group()
-        results.put((rank, False, answer))
-    except BaseException:
-        results.put((rank, True, f"rank {rank}:\n{traceback.format_exc()}"))
+def _in_its_world(fn: Callable[..., Any], *args: Any) -> Any:
+    rank = dist.get_rank()
+    return fn(*args, world=World(rank, dist.get_world_size(), rank, torch.device("cpu")))
