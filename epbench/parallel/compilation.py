@@ -79,6 +79,6 @@ def apply_compile(model: Decoder, backend: Backend) -> None:
                 "route": torch.compile(block.route, fullgraph=True, backend=backend),
                 "merge": _compiled_merge(block.merge, backend),
             }
-            setattr(block.moe.experts, "forward", _compiled_experts(block.moe.experts.forward, backend))  # noqa: B010
+            setattr(block.moe.experts, "forward", _compiled_experts(block.moe.experts.forward, backend))  # noqa: B010  (a method may not be assigned to)
         for name, function in replace.items():
             setattr(block, name, function)

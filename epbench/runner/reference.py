@@ -56,7 +56,7 @@ def _with_loop_experts(model: Decoder) -> None:
     for block in model.layers:
         if isinstance(block, Block) and block.moe is not None:
             loop = LoopMoE(block.moe)
-            setattr(block, "forward", _block_forward(block, loop))  # noqa: B010
+            setattr(block, "forward", _block_forward(block, loop))  # noqa: B010  (a method may not be assigned to)
 
 
 def _block_forward(block: Block, loop: LoopMoE) -> Callable[[Tensor, Rope], Tensor]:
