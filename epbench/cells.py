@@ -38,6 +38,13 @@ class ModelSpec(Frozen):
     num_experts: int = Field(8, gt=0)
     num_experts_per_tok: int = Field(2, gt=0)
     norm_topk_prob: bool = True
+    scoring_func: Literal["softmax", "sigmoid"] = "softmax"
+    routed_scaling_factor: float = Field(1.0, gt=0, description="times the scores, after they are normalised")
+    n_group: int = Field(1, gt=0, description="groups of experts that a token first chooses among")
+    topk_group: int = Field(1, gt=0, description="groups a token may choose experts from")
+    router_bias_update_rate: float = Field(0.0, ge=0, description="correction bias: its step; 0 = no bias")
+    n_shared_experts: int = Field(0, ge=0, description="experts that every token visits")
+    score_before_experts: bool = Field(False, description="scores multiply the experts' inputs, not outputs")
     decoder_sparse_step: int = Field(1, gt=0)
     mlp_only_layers: tuple[int, ...] = ()
     vocab_size: int = Field(512, gt=0)
