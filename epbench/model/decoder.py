@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from epbench.cells import ModelSpec
 from epbench.model.attention import Attention, Rope
 from epbench.model.layers import Embedding, Linear, Move, RMSNorm, identity, local, rope_tables
-from epbench.model.moe import MoE, Routed
+from epbench.model.moe import Choice, MoE, Routed
 
 __all__ = ["Block", "Decoder", "DenseMLP", "Head", "token_loss"]
 
@@ -56,23 +56,27 @@ class Block(nn.Module):
         out: Tensor = self.mlp(self.mlp_norm(h))
         return h + out
 
-    def route(self, x_BSD: Tensor, rope: Rope) -> tuple[Tensor, Routed]:
-        """Up to the experts: the residual and the routed rows."""
+    def route(self, x_BSD: Tensor, rope: Rope, choice: Choice | None = None) -> tuple[Tensor, Routed]:
+        """Up to the experts: the residual and the routed rows; ``choice`` repeats an earlier routing."""
         assert self.moe is not None, "a dense block routes nothing"
         h = self.attend(x_BSD, rope)
-        return h, self.moe.route(self.mlp_norm(h))
+        return h, self.moe.route(self.mlp_norm(h), choice)
 
     def merge(self, h_BSD: Tensor, y_RD: Tensor, routed: Routed) -> Tensor:
         """From the experts on: combine and residual."""
         assert self.moe is not None, "a dense block merges nothing"
         return h_BSD + self.moe.merge(y_RD, routed, h_BSD.shape[0])
 
+    def repeatable(self, x_BSD: Tensor, rope: Rope, choice: Choice | None = None) -> tuple[Tensor, Choice | None]:
+        """The block's output, and the choice that lets the same experts be visited again (None without any)."""
+        if self.moe is None:
+            return self.dense(x_BSD, rope), None
+        h, routed = self.route(x_BSD, rope, choice)
+        return self.merge(h, self.moe.experts(routed.rows, routed.offsets), routed), routed.choice
+
     def forward(self, x_BSD: Tensor, rope: Rope) -> Tensor:
         """[B, S, D] -> [B, S, D]."""
-        if self.moe is None:
-            return self.dense(x_BSD, rope)
-        h, routed = self.route(x_BSD, rope)
-        return self.merge(h, self.moe.experts(routed.rows, routed.offsets), routed)
+        return self.repeatable(x_BSD, rope)[0]
 
 
 def token_loss(x_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, scale: Tensor) -> Tensor:

@@ -17,15 +17,25 @@ from epbench.model.grouped import grouped_linear
 from epbench.model.layers import Linear, Move, identity, local
 from epbench.model.permute import expand, inverse_of, permute
 
-__all__ = ["Dispatcher", "Experts", "LocalDispatcher", "MoE", "Routed", "Router", "count", "sort_by_expert"]
+__all__ = ["Choice", "Dispatcher", "Experts", "LocalDispatcher", "MoE", "Routed", "Router", "count", "sort_by_expert"]
+
+
+class Choice(NamedTuple):
+    """What a routing decided: all that must not change when activation checkpointing runs it again.
+
+    ``ids`` [T, K] int64; ``counts`` is what the dispatcher learned of other ranks' choices, empty without any.
+    """
+
+    ids: Tensor
+    counts: tuple[Tensor, ...] = ()
 
 
 class Routed(NamedTuple):
     """Rows on the rank of their expert, and what it takes to send them home. Nothing is kept on a module.
 
     ``rows`` [R, D] sorted by local expert; ``offsets`` [local experts] int32, each expert's end; ``scores``
-    [T, K] of this rank's own tokens; ``order`` and ``inverse`` [T*K] sort own copies by expert; the rest is
-    the dispatcher's.
+    [T, K] of this rank's own tokens; ``order`` and ``inverse`` [T*K] sort own copies by expert; ``choice`` makes
+    the same routing again; ``state`` is the dispatcher's.
     """
 
     rows: Tensor
@@ -33,14 +43,15 @@ class Routed(NamedTuple):
     scores: Tensor
     order: Tensor
     inverse: Tensor
+    choice: Choice
     state: tuple[Tensor, ...] = ()
 
 
 class Dispatcher(Protocol):
     """Sends token copies to the ranks of their experts and brings the outputs back."""
 
-    def dispatch(self, x_TD: Tensor, ids_TK: Tensor, scores_TK: Tensor, num_experts: int) -> Routed:
-        """Rows for this rank's experts."""
+    def dispatch(self, x_TD: Tensor, choice: Choice, scores_TK: Tensor, num_experts: int) -> Routed:
+        """Rows for this rank's experts; ``choice.counts`` are those of the first time, or empty."""
         ...
 
     def combine(self, y_RD: Tensor, routed: Routed) -> Tensor:
@@ -63,11 +74,11 @@ def sort_by_expert(ids: Tensor) -> tuple[Tensor, Tensor]:
 class LocalDispatcher:
     """All experts are here."""
 
-    def dispatch(self, x_TD: Tensor, ids_TK: Tensor, scores_TK: Tensor, num_experts: int) -> Routed:
+    def dispatch(self, x_TD: Tensor, choice: Choice, scores_TK: Tensor, num_experts: int) -> Routed:
         """Sorts the copies by expert."""
-        order, inverse = sort_by_expert(ids_TK)
-        offsets = count(ids_TK, num_experts).cumsum(0).to(torch.int32)
-        return Routed(expand(x_TD, order, inverse), offsets, scores_TK, order, inverse)
+        order, inverse = sort_by_expert(choice.ids)
+        offsets = count(choice.ids, num_experts).cumsum(0).to(torch.int32)
+        return Routed(expand(x_TD, order, inverse), offsets, scores_TK, order, inverse, choice)
 
     def combine(self, y_RD: Tensor, routed: Routed) -> Tensor:
         """Rows are already this rank's own, in order."""
@@ -88,14 +99,15 @@ class Router(nn.Module):
         self.forced_ids: Tensor | None = None
         self.last_ids: Tensor | None = None
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Expert ids [T, K] int64 and scores [T, K] fp32, from probabilities over all experts in fp32."""
+    def forward(self, x_TD: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Expert ids [T, K] int64 and scores [T, K] fp32, from probabilities over all experts in fp32.
+
+        ``ids``, if given, are those of the first time: only the scores are computed again.
+        """
         probabilities = self.gate(x_TD).float().softmax(dim=-1)
-        if self.forced_ids is None:
-            scores, ids = probabilities.topk(self.top_k, dim=-1)
-        else:
-            ids = self.forced_ids
-            scores = probabilities.gather(1, ids)
+        if ids is None:
+            ids = self.forced_ids if self.forced_ids is not None else probabilities.detach().topk(self.top_k)[1]
+        scores = probabilities.gather(1, ids)
         if self.normalise:
             scores = scores / scores.sum(dim=-1, keepdim=True)
         if self.last_ids is not None:
@@ -132,11 +144,11 @@ class MoE(nn.Module):
         self.enter: Move = identity
         self.leave: Move = identity
 
-    def route(self, x_BSD: Tensor) -> Routed:
-        """From tokens to rows on the ranks that hold their experts."""
+    def route(self, x_BSD: Tensor, choice: Choice | None = None) -> Routed:
+        """From tokens to rows on the ranks that hold their experts; ``choice`` repeats an earlier routing."""
         x_TD = self.enter(x_BSD).flatten(0, 1)
-        ids, scores = self.router(x_TD)
-        return self.dispatcher.dispatch(x_TD, ids, scores, self.num_experts)
+        ids, scores = self.router(x_TD, None if choice is None else choice.ids)
+        return self.dispatcher.dispatch(x_TD, Choice(ids) if choice is None else choice, scores, self.num_experts)
 
     def merge(self, y_RD: Tensor, routed: Routed, batch: int) -> Tensor:
         """From expert outputs back to tokens [batch, S, D]: the score-weighted sum of each token's copies."""

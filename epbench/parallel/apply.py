@@ -26,5 +26,5 @@ def parallelize(model: Decoder, dims: ParallelDims, cell: Cell) -> None:
     model.head.loss = FusedLoss(tp)
     if cell.mode == "compiled":
         apply_compile(model, compile_backend())
-    apply_checkpointing(model, cell.train.activation_checkpointing)
+    apply_checkpointing(model, cell.train.activation_checkpointing, compiled=cell.mode == "compiled")
     apply_fsdp(model, dims, cell.train)

@@ -7,7 +7,7 @@ order of source rank and are regrouped by local expert for the grouped product. 
 import torch
 from torch import Tensor
 
-from epbench.model.moe import Routed, count, sort_by_expert
+from epbench.model.moe import Choice, Routed, count, sort_by_expert
 from epbench.model.permute import expand, inverse_of, permute
 from epbench.parallel.communication import Axis, all_to_all, exchange_counts
 
@@ -28,15 +28,17 @@ class AllToAllDispatcher:
     def __init__(self, axis: Axis) -> None:
         self.axis = axis
 
-    def dispatch(self, x_TD: Tensor, ids_TK: Tensor, scores_TK: Tensor, num_experts: int) -> Routed:
+    def dispatch(self, x_TD: Tensor, choice: Choice, scores_TK: Tensor, num_experts: int) -> Routed:
         """Own token copies to their experts' ranks; ``state`` is (splits on the CPU, regrouping and its inverse)."""
-        order, inverse = sort_by_expert(ids_TK)
-        received, splits = exchange_counts(count(ids_TK, num_experts), axis=self.axis)
+        order, inverse = sort_by_expert(choice.ids)
+        received, splits = choice.counts or exchange_counts(count(choice.ids, num_experts), axis=self.axis)
         rows = all_to_all(expand(x_TD, order, inverse), splits, axis=self.axis, purpose="dispatch")
         regroup = _regroup(received, rows.shape[0])
         back = inverse_of(regroup)
         offsets = received.sum(0).cumsum(0).to(torch.int32)
-        return Routed(permute(rows, regroup, back), offsets, scores_TK, order, inverse, (splits, regroup, back))
+        choice = Choice(choice.ids, (received, splits))
+        state = (splits, regroup, back)
+        return Routed(permute(rows, regroup, back), offsets, scores_TK, order, inverse, choice, state)
 
     def combine(self, y_RD: Tensor, routed: Routed) -> Tensor:
         """Expert outputs back to the ranks of their tokens: [T*K, D]."""
