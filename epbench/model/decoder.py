@@ -76,7 +76,14 @@ class Block(nn.Module):
 
     def forward(self, x_BSD: Tensor, rope: Rope) -> Tensor:
         """[B, S, D] -> [B, S, D]."""
-        return self.repeatable(x_BSD, rope)[0]
+        out, choice = self.repeatable(x_BSD, rope)
+        self.record(choice)
+        return out
+
+    def record(self, choice: Choice | None) -> None:
+        """Lets the router keep what it chose, for whoever asks after the step."""
+        if self.moe is not None and choice is not None:
+            self.moe.router.record(choice.ids)
 
 
 def token_loss(x_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, scale: Tensor) -> Tensor:

@@ -110,9 +110,12 @@ class Router(nn.Module):
         scores = probabilities.gather(1, ids)
         if self.normalise:
             scores = scores / scores.sum(dim=-1, keepdim=True)
-        if self.last_ids is not None:
-            self.last_ids.copy_(ids)
         return ids, scores
+
+    def record(self, ids_TK: Tensor) -> None:
+        """Keeps the choice in ``last_ids``; called outside of compiled and of repeated code."""
+        if self.last_ids is not None:
+            self.last_ids.copy_(ids_TK)
 
 
 class Experts(nn.Module):
