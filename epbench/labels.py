@@ -15,6 +15,7 @@ PURPOSES = (
     "combine",  # expert outputs back to the ranks that hold their tokens
     "ulysses_in",  # sequence-sharded to head-sharded, before attention
     "ulysses_out",  # head-sharded to sequence-sharded, after attention
+    "cp_gather",  # chunks of the sequence put together; no step of ours needs it
     "tp",  # sequence all-gather, reduce-scatter and reductions of tensor parallelism
     "norm",  # the scalar reductions of gradient norm and loss
 )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epbench.cells import ModelSpec
-from epbench.model.attention import Attention, Rope
+from epbench.model.attention import Attention, Sequences
 from epbench.model.layers import Embedding, Linear, Move, RMSNorm, identity, local, rope_tables
 from epbench.model.moe import Choice, MoE, Routed
 
@@ -44,22 +44,22 @@ class Block(nn.Module):
         self.moe = MoE(model) if model.is_moe_layer(index) else None
         self.mlp = DenseMLP(model) if self.moe is None else None
 
-    def attend(self, x_BSD: Tensor, rope: Rope) -> Tensor:
+    def attend(self, x_BSD: Tensor, sequences: Sequences) -> Tensor:
         """The attention half with its residual."""
-        attended: Tensor = self.attention(self.attention_norm(x_BSD), rope)
+        attended: Tensor = self.attention(self.attention_norm(x_BSD), sequences)
         return x_BSD + attended
 
-    def dense(self, x_BSD: Tensor, rope: Rope) -> Tensor:
+    def dense(self, x_BSD: Tensor, sequences: Sequences) -> Tensor:
         """A whole block without experts."""
         assert self.mlp is not None, "a block with experts has no dense layer"
-        h = self.attend(x_BSD, rope)
+        h = self.attend(x_BSD, sequences)
         out: Tensor = self.mlp(self.mlp_norm(h))
         return h + out
 
-    def route(self, x_BSD: Tensor, rope: Rope, choice: Choice | None = None) -> tuple[Tensor, Routed]:
+    def route(self, x_BSD: Tensor, sequences: Sequences, choice: Choice | None = None) -> tuple[Tensor, Routed]:
         """Up to the experts: the residual and the routed rows; ``choice`` repeats an earlier routing."""
         assert self.moe is not None, "a dense block routes nothing"
-        h = self.attend(x_BSD, rope)
+        h = self.attend(x_BSD, sequences)
         return h, self.moe.route(self.mlp_norm(h), choice)
 
     def merge(self, h_BSD: Tensor, y_RD: Tensor, routed: Routed) -> Tensor:
@@ -67,16 +67,18 @@ class Block(nn.Module):
         assert self.moe is not None, "a dense block merges nothing"
         return h_BSD + self.moe.merge(y_RD, routed, h_BSD.shape[0])
 
-    def repeatable(self, x_BSD: Tensor, rope: Rope, choice: Choice | None = None) -> tuple[Tensor, Choice | None]:
+    def repeatable(
+        self, x_BSD: Tensor, sequences: Sequences, choice: Choice | None = None
+    ) -> tuple[Tensor, Choice | None]:
         """The block's output, and the choice that lets the same experts be visited again (None without any)."""
         if self.moe is None:
-            return self.dense(x_BSD, rope), None
-        h, routed = self.route(x_BSD, rope, choice)
+            return self.dense(x_BSD, sequences), None
+        h, routed = self.route(x_BSD, sequences, choice)
         return self.merge(h, self.moe.experts(routed.rows, routed.offsets), routed), routed.choice
 
-    def forward(self, x_BSD: Tensor, rope: Rope) -> Tensor:
+    def forward(self, x_BSD: Tensor, sequences: Sequences) -> Tensor:
         """[B, S, D] -> [B, S, D]."""
-        out, choice = self.repeatable(x_BSD, rope)
+        out, choice = self.repeatable(x_BSD, sequences)
         self.record(choice)
         return out
 
@@ -118,14 +120,14 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(model, index) for index in range(model.num_layers))
         self.head = Head(model)
 
-    def rope(self, seq_len: int, device: torch.device) -> Rope:
+    def rope(self, seq_len: int, device: torch.device) -> Sequences:
         """cos and sin for whole sequences of ``seq_len``; made once, handed to every forward."""
-        return rope_tables(seq_len, self.spec.head_dim, self.spec.rope_theta, device)
+        return Sequences(*rope_tables(seq_len, self.spec.head_dim, self.spec.rope_theta, device))
 
-    def forward(self, tokens_BS: Tensor, labels_BS: Tensor, scale: Tensor, rope: Rope) -> Tensor:
+    def forward(self, tokens_BS: Tensor, labels_BS: Tensor, scale: Tensor, sequences: Sequences) -> Tensor:
         """``scale`` x summed loss over this rank's part of the tokens; labels of -100 are not counted."""
         x = self.embed_tokens(tokens_BS)
         for block in self.layers:
-            x = block(x, rope)
+            x = block(x, sequences)
         loss: Tensor = self.head(x, labels_BS, scale)
         return loss

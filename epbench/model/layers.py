@@ -84,9 +84,8 @@ def rope_tables(seq_len: int, head_dim: int, theta: float, device: torch.device)
     return angle.cos().float(), angle.sin().float()
 
 
-def apply_rope(x_BSHd: Tensor, cos_Sd: Tensor, sin_Sd: Tensor) -> Tensor:
-    """Rotates each head by its position's angle; same shape and dtype as ``x``."""
+def apply_rope(x_BSHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates each head by its position's angle, of [S, d] or [B, S, d]; same shape and dtype as ``x``."""
     first, second = x_BSHd.chunk(2, dim=-1)
     rotated = torch.cat([-second, first], dim=-1)
-    cos, sin = cos_Sd[:, None, :], sin_Sd[:, None, :]
-    return (x_BSHd * cos + rotated * sin).to(x_BSHd.dtype)
+    return (x_BSHd * cos.unsqueeze(-2) + rotated * sin.unsqueeze(-2)).to(x_BSHd.dtype)

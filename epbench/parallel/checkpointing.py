@@ -10,25 +10,25 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from epbench.model.attention import Rope
+from epbench.model.attention import Sequences
 from epbench.model.decoder import Block, Decoder
 from epbench.model.moe import Choice
 
 __all__ = ["apply_checkpointing"]
 
-Forward = Callable[[Tensor, Rope], Tensor]
+Forward = Callable[[Tensor, Sequences], Tensor]
 
 
 def _full(block: Block, *, compiled: bool) -> Forward:
-    def forward(x_BSD: Tensor, rope: Rope) -> Tensor:
+    def forward(x_BSD: Tensor, sequences: Sequences) -> Tensor:
         first: list[Choice | None] = []
 
-        def run(x_BSD: Tensor, rope: Rope) -> Tensor:
-            out, choice = block.repeatable(x_BSD, rope, first[0] if first and not compiled else None)
+        def run(x_BSD: Tensor, sequences: Sequences) -> Tensor:
+            out, choice = block.repeatable(x_BSD, sequences, first[0] if first and not compiled else None)
             first.append(choice)
             return out
 
-        out: Tensor = checkpoint(run, x_BSD, rope, use_reentrant=False, preserve_rng_state=False)
+        out: Tensor = checkpoint(run, x_BSD, sequences, use_reentrant=False, preserve_rng_state=False)
         return out
 
     return forward

@@ -45,7 +45,12 @@ class Axis:
     @classmethod
     def of(cls, mesh: DeviceMesh, name: str) -> "Axis":
         """The axis that the 1-D ``mesh`` spans."""
-        return cls(name, mesh.get_group().group_name, mesh.size(), mesh.get_local_rank())
+        return cls.from_group(mesh.get_group(), name)
+
+    @classmethod
+    def from_group(cls, group: dist.ProcessGroup, name: str) -> "Axis":
+        """The axis that a process group spans, in order of its ranks; ``name`` is what traces call it."""
+        return cls(name, group.group_name, group.size(), group.rank())
 
 
 def _group(name: str) -> dist.ProcessGroup:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from epbench.cells import Cell, ModelSpec
-from epbench.model.attention import Rope
+from epbench.model.attention import Sequences, packed
 from epbench.model.decoder import Block, Decoder
 from epbench.model.init import init_weights
 from epbench.model.moe import MoE
@@ -59,9 +59,9 @@ def _with_loop_experts(model: Decoder) -> None:
             setattr(block, "forward", _block_forward(block, loop))  # noqa: B010  (a method may not be assigned to)
 
 
-def _block_forward(block: Block, loop: LoopMoE) -> Callable[[Tensor, Rope], Tensor]:
-    def forward(x_BSD: Tensor, rope: Rope) -> Tensor:
-        h = block.attend(x_BSD, rope)
+def _block_forward(block: Block, loop: LoopMoE) -> Callable[[Tensor, Sequences], Tensor]:
+    def forward(x_BSD: Tensor, sequences: Sequences) -> Tensor:
+        h = block.attend(x_BSD, sequences)
         out: Tensor = loop(block.mlp_norm(h))
         return h + out
 
@@ -86,15 +86,17 @@ def _build(cell: Cell, device: torch.device) -> Decoder:
 def reference_step(cell: Cell, batch: Batch, device: torch.device) -> ReferenceStep:
     """One optimizer step of ``cell``'s model and training settings on one rank, in fp32, on the whole batch."""
     model, train = _build(cell, device), cell.train
-    rope = model.rope(train.seq_len, device)
+    sequences = model.rope(train.seq_len, device)
+    if batch.cu_seqlens is not None:
+        sequences = packed(sequences, batch.cu_seqlens)
     scale = (batch.labels != -100).sum().float().reciprocal()
     params = list(model.parameters())
-    loss = model(batch.tokens, batch.labels, scale, rope)
+    loss = model(batch.tokens, batch.labels, scale, sequences)
     loss.backward()
     limit = train.max_grad_norm or float("inf")
     norm = nn.utils.clip_grad_norm_(params, limit, foreach=False)
     torch.optim.AdamW(params, lr=train.lr, betas=(0.9, 0.95), weight_decay=0.1, foreach=False).step()
     with torch.no_grad():
-        next_loss = model(batch.tokens, batch.labels, scale, rope)
+        next_loss = model(batch.tokens, batch.labels, scale, sequences)
     gradients = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
     return ReferenceStep(loss.item(), norm.item(), gradients, next_loss.item())

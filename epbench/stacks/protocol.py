@@ -35,9 +35,14 @@ class World:
 class Batch(NamedTuple):
     """One optimizer step's data of ALL ranks, the same on every rank, on the device.
 
+    ``cu_seqlens`` is there if documents are packed into rows: int32 [global_batch_size, documents + 1], per row 0
+    and the ends of its documents, filled up with seq_len. Its shape is that of every step. Positions start anew
+    in each document, and a token attends to its own document only.
+
     ``tokens`` and ``labels`` are int64 of shape [global_batch_size, seq_len]; a label of -100 is not counted.
     """
 
+    cu_seqlens: Tensor | None = None
     tokens: Tensor
     labels: Tensor
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from epbench.cells import Cell
+from epbench.model.attention import Sequences, packed
 from epbench.model.decoder import Block, Decoder
 from epbench.model.init import init_weights, shard_box
 from epbench.model.moe import Router
@@ -43,7 +44,7 @@ class Qwen3MoeStep:
         self._world = dims.axis("world")
         self._params = dict(model.named_parameters())
         self._optimizer = ShardedAdamW(self._params.values(), cell.train)
-        self._rope = model.rope(cell.train.seq_len, world.device)
+        self._whole = model.rope(cell.train.seq_len, world.device)
         self._norm: Tensor | None = None
         for router in self._routers():
             self._prepare(router)
@@ -75,14 +76,17 @@ class Qwen3MoeStep:
             force = FORCED[self.cell.routing]
             router.forced_ids = force(positions, model.num_experts, model.num_experts_per_tok)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's rows and cp chunk, micro-batch by micro-batch."""
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Sequences]]:
+        """This rank's rows and cp chunk, micro-batch by micro-batch, and the whole sequences that they are of."""
         held = self._sequence_chunk(tp=False)
         size = self.cell.micro_batch_size
         first = self.dims.coordinate("data") * size * self.cell.num_micro_batches
         for row in range(first, first + size * self.cell.num_micro_batches, size):
-            part = slice(row, row + size), slice(held.start, held.stop)
-            yield batch.tokens[part], batch.labels[part]
+            rows = slice(row, row + size)
+            part = rows, slice(held.start, held.stop)
+            documents = None if batch.cu_seqlens is None else batch.cu_seqlens[rows]
+            sequences = self._whole if documents is None else packed(self._whole, documents)
+            yield batch.tokens[part], batch.labels[part], sequences
 
     def run(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the global mean loss."""
@@ -90,8 +94,8 @@ class Qwen3MoeStep:
             param.grad = None
         scale = (batch.labels != -100).sum().float().reciprocal()
         loss = torch.zeros((), device=self._device)
-        for tokens, labels in self._micro_batches(batch):
-            part = self.model(tokens, labels, scale, self._rope)
+        for tokens, labels, sequences in self._micro_batches(batch):
+            part = self.model(tokens, labels, scale, sequences)
             part.backward()
             loss += part.detach()
         gradients = local_gradients(self._params.values())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from epbench.cells import ModelSpec
-from epbench.model.attention import causal_attention
+from epbench.model.attention import Sequences, causal_attention
 from epbench.model.decoder import Decoder, token_loss
 from epbench.model.layers import RMSNorm, apply_rope, rope_tables
 from tests.model.compare import assert_same
@@ -61,7 +61,7 @@ def test_attention_is_causal_softmax_with_shared_kv_heads(kv_heads: int) -> None
         for at in range(seq_len):
             logits = torch.einsum("bd,bsd->bs", qr[:, at, head], kr[:, : at + 1, shared]) / size**0.5
             expected[:, at, head] = torch.einsum("bs,bsd->bd", logits.softmax(dim=1), v[:, : at + 1, shared])
-    assert_same(causal_attention(q, k, v, rope), expected, "attention")
+    assert_same(causal_attention(q, k, v, Sequences(*rope)), expected, "attention")
 
 
 def test_rms_norm_divides_by_the_root_mean_square() -> None:
