@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-__all__ = ["init_weights", "normal_box", "shard_box"]
+__all__ = ["Box", "init_part", "init_weights", "normal_box", "shard_box"]
 
 Box = tuple[tuple[int, int], ...]  # (start, length) on every dim of the whole parameter
 
@@ -78,19 +78,25 @@ def shard_box(param: Tensor) -> Box:
     return tuple(box)
 
 
-@torch.no_grad()
-def init_weights(model: nn.Module, *, seed: int, std: float, expert_scale: float = 1.0) -> None:
-    """Fills every parameter, sharded or not: vectors (norms) with one, matrices with normal numbers.
+def init_part(
+    name: str, shape: torch.Size, box: Box, *, seed: int, std: float, expert_scale: float = 1.0, out: Tensor
+) -> None:
+    """Fills ``out``, the part ``box`` of parameter ``name``: a vector (norm) with one, a matrix with normal numbers.
 
     ``expert_scale`` multiplies the experts' weights: at the published std their output is so small against the
     residual that a wrong sum over ranks hides in the tolerance (facts 4.1), so tests use 8.
     """
+    assert tuple(out.shape) == tuple(length for _, length in box), f"{name}: {out.shape} is not {box}"
+    if len(shape) == 1:
+        out.fill_(1.0)
+    elif out.numel():
+        scale = expert_scale if ".experts." in name else 1.0
+        normal_box(name, shape, box, seed=seed, std=std * scale, out=out)
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, *, seed: int, std: float, expert_scale: float = 1.0) -> None:
+    """Fills every parameter, sharded or not; see :func:`init_part`."""
     for name, param in model.named_parameters():
-        box = shard_box(param)
         out = param.to_local() if isinstance(param, DTensor) else param.data
-        assert tuple(out.shape) == tuple(length for _, length in box), f"{name}: {out.shape} is not {box}"
-        if param.dim() == 1:
-            out.fill_(1.0)
-        elif out.numel():
-            scale = expert_scale if ".experts." in name else 1.0
-            normal_box(name, param.shape, box, seed=seed, std=std * scale, out=out)
+        init_part(name, param.shape, shard_box(param), seed=seed, std=std, expert_scale=expert_scale, out=out)

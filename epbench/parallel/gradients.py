@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["clip_", "is_first_replica", "local_gradients", "num_replicas", "sum_of_squares"]
+from epbench.model.init import shard_box
+from epbench.parallel.communication import Axis, all_reduce_
+
+__all__ = ["clip_", "is_first_replica", "local_gradients", "num_replicas", "sum_of_squares", "whole_gradient"]
 
 
 def num_replicas(param: Tensor, world_size: int) -> int:
@@ -38,6 +41,16 @@ def local_gradients(params: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """(parameter, this rank's part of its gradient) of those that have a gradient."""
     pairs = ((param, param.grad) for param in params if param.grad is not None)
     return [(param, grad._local_tensor if isinstance(grad, DTensor) else grad) for param, grad in pairs]
+
+
+def whole_gradient(param: Tensor, *, world: Axis) -> Tensor:
+    """The gradient of the whole parameter, put together from the shards of the first replica; a collective."""
+    assert param.grad is not None, "a parameter without a gradient took no part in the step"
+    local = param.grad.to_local() if isinstance(param.grad, DTensor) else param.grad
+    whole = torch.zeros(param.shape, dtype=local.dtype, device=local.device)
+    if is_first_replica(param):
+        whole[tuple(slice(start, start + length) for start, length in shard_box(param))] = local
+    return all_reduce_(whole, axis=world, purpose="norm")
 
 
 def sum_of_squares(gradients: Iterable[tuple[Tensor, Tensor]], *, world_size: int, device: torch.device) -> Tensor:

@@ -8,7 +8,6 @@ the model on its own, in the cell's layout, and slices its share out of the glob
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -16,10 +15,9 @@ from torch import Tensor
 
 from epbench.cells import Cell
 from epbench.errors import ScenarioError
+from epbench.stack_support import check_stack, known_stacks, require_installed
 
 __all__ = ["Batch", "BuildStack", "Step", "StepDescription", "World", "load_stack"]
-
-BUILT_IN = {"qwen3_moe": "epbench.stacks.qwen3_moe:build"}
 
 
 @dataclass(frozen=True)
@@ -35,16 +33,16 @@ class World:
 class Batch(NamedTuple):
     """One optimizer step's data of ALL ranks, the same on every rank, on the device.
 
+    ``tokens`` and ``labels`` are int64 of shape [global_batch_size, seq_len]; a label of -100 is not counted.
+
     ``cu_seqlens`` is there if documents are packed into rows: int32 [global_batch_size, documents + 1], per row 0
     and the ends of its documents, filled up with seq_len. Its shape is that of every step. Positions start anew
     in each document, and a token attends to its own document only.
-
-    ``tokens`` and ``labels`` are int64 of shape [global_batch_size, seq_len]; a label of -100 is not counted.
     """
 
-    cu_seqlens: Tensor | None = None
     tokens: Tensor
     labels: Tensor
+    cu_seqlens: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,10 @@ def _import(path: str) -> BuildStack:
 
 
 def load_stack(name: str) -> BuildStack:
-    """The stack registered under ``name``, or at ``module:function``; raises ScenarioError naming those that exist.
+    """The stack registered under ``name``, or at ``module:function``.
 
-    Our own stacks are found without an installation too, for machines where a checkout is all there is.
+    Raises ScenarioError naming those that exist, and UnfitMachineError for a library that is missing.
     """
-    if ":" in name:
-        return _import(name)
-    registered = {point.name: point.value for point in entry_points(group="epbench.stacks")}
-    known = BUILT_IN | registered
-    if name not in known:
-        raise ScenarioError(f"train.stack: no stack named '{name}' is installed; there is {', '.join(sorted(known))}")
-    return _import(known[name])
+    check_stack(name, where="train.stack")
+    require_installed([name])
+    return _import(name if ":" in name else known_stacks()[name])

@@ -1,0 +1,189 @@
+"""What most people train with: Qwen3MoeForCausalLM of transformers under FSDP2, behind the stack protocol.
+
+The model is transformers' own (its attention by SDPA, its experts by grouped products), spread as its users do:
+``fully_shard`` on the embedding, on each decoder layer and on norm and head, ``torch.compile`` and checkpointing
+layer by layer. Equal work is ours: the same initial weights, tokens, loss sum, clipping and AdamW as for every other
+stack, so that what differs between two rows is the model's code and nothing around it. What this stack does not
+have (tp, ep, ...) is in :mod:`epbench.stack_support`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from epbench.cells import Cell, TrainSpec
+from epbench.errors import ScenarioError
+from epbench.parallel.communication import all_reduce_
+from epbench.parallel.compilation import compile_backend
+from epbench.parallel.data import DTYPES
+from epbench.parallel.gradients import clip_, local_gradients, sum_of_squares, whole_gradient
+from epbench.parallel.mesh import ParallelDims
+from epbench.parallel.optimizer import ShardedAdamW
+from epbench.parallel.routing import FORCED
+from epbench.stack_support import unsupported
+from epbench.stacks.protocol import Batch, StepDescription, World
+from epbench.stacks.transformers_model import (
+    ATTENTION,
+    EXPERTS,
+    CausalLM,
+    build_model,
+    gates,
+    init_published,
+    pieces,
+    rebuild_rotary,
+)
+
+__all__ = ["TransformersStep", "build"]
+
+COMPILE_STRATEGY = "decoder layers, graph breaks allowed and counted"
+
+
+def build(cell: Cell, world: World) -> "TransformersStep":
+    """Meta device -> compile, checkpointing, FSDP -> empty shards -> initial weights.
+
+    Raises ScenarioError for a cell that :func:`epbench.stack_support.unsupported` refuses.
+    """
+    reasons = unsupported(cell)
+    if reasons:
+        raise ScenarioError("; ".join(reasons))
+    dims = ParallelDims.build(cell.layout, device=world.device)
+    model = build_model(cell.model)
+    _wrap_layers(model, cell)
+    _shard(model, dims, cell.train)
+    model.to_empty(device=world.device)
+    rebuild_rotary(model, world.device)
+    init_published(model, cell.model, seed=cell.train.seed)
+    return TransformersStep(cell, world, dims, model)
+
+
+def _wrap_layers(model: CausalLM, cell: Cell) -> None:
+    """Compiles and checkpoints each layer inside of FSDP's hooks, which gather its weights before both."""
+    for layer in model.model.layers:
+        forward = layer.forward
+        if cell.mode == "compiled":
+            forward = torch.compile(forward, backend=compile_backend())
+        if cell.train.activation_checkpointing == "full":
+            forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = forward
+
+
+def _shard(model: CausalLM, dims: ParallelDims, train: TrainSpec) -> None:
+    """FSDP2 that sums gradients: the loss is the local sum over the global number of tokens already."""
+    policy = MixedPrecisionPolicy(
+        param_dtype=DTYPES[train.compute_dtype], reduce_dtype=DTYPES[train.reduce_dtype], cast_forward_inputs=False
+    )
+    shard = partial(fully_shard, mesh=dims.fsdp_mesh(), mp_policy=policy)
+    for module in (model.model.embed_tokens, *model.model.layers):
+        shard(module, reshard_after_forward=train.reshard_after_forward)
+    shard([model.model.norm, model.lm_head], reshard_after_forward=False)
+    shard(model)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _keep_choice(gate: Any, _inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    gate.last_ids.copy_(output[2])
+
+
+def _force_choice(
+    gate: Any, _inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Replaces the router's choice and keeps its scores: probabilities over all experts, gathered, normalised."""
+    logits_TE, scores_TK, _ = output
+    scores = logits_TE.float().softmax(dim=-1).gather(1, gate.forced_ids)
+    if gate.norm_topk_prob:
+        scores = scores / scores.sum(dim=-1, keepdim=True)
+    return logits_TE, scores.to(scores_TK.dtype), gate.forced_ids
+
+
+class TransformersStep:
+    """One training step of one cell; see :class:`epbench.stacks.protocol.Step`."""
+
+    def __init__(self, cell: Cell, world: World, dims: ParallelDims, model: CausalLM) -> None:
+        self.cell, self.dims, self.model = cell, dims, model
+        self._device = world.device
+        self._world = dims.axis("world")
+        self._params = dict(model.named_parameters())
+        self._optimizer = ShardedAdamW(self._params.values(), cell.train)
+        self._norm: Tensor | None = None
+        chunk = cell.train.seq_len // cell.layout.cp
+        start = dims.coordinate("cp") * chunk
+        self._held = slice(start, start + chunk)
+        self._positions = torch.arange(start, start + chunk, device=world.device).unsqueeze(0)
+        for gate in gates(model):
+            self._prepare(gate)
+
+    def _prepare(self, gate: Any) -> None:
+        """Forced routing, and room for the record of the choice."""
+        model = self.cell.model
+        positions = self._positions.squeeze(0).repeat(self.cell.micro_batch_size)
+        shape = (positions.shape[0], model.num_experts_per_tok)
+        gate.last_ids = torch.zeros(shape, dtype=torch.int64, device=self._device)
+        if self.cell.routing in FORCED:
+            gate.forced_ids = FORCED[self.cell.routing](positions, model.num_experts, model.num_experts_per_tok)
+            gate.register_forward_hook(_force_choice)
+        gate.register_forward_hook(_keep_choice)
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's rows and cp chunk, micro-batch by micro-batch."""
+        size = self.cell.micro_batch_size
+        first = self.dims.coordinate("data") * size * self.cell.num_micro_batches
+        for row in range(first, first + size * self.cell.num_micro_batches, size):
+            part = slice(row, row + size), self._held
+            yield batch.tokens[part], batch.labels[part]
+
+    def run(self, batch: Batch) -> Tensor:
+        """One optimizer step; returns the global mean loss."""
+        for param in self._params.values():
+            param.grad = None
+        scale = (batch.labels != -100).sum().float().reciprocal()
+        loss = torch.zeros((), device=self._device)
+        for tokens, labels in self._micro_batches(batch):
+            part = self.model(tokens, labels, scale, self._positions)
+            part.backward()
+            loss += part.detach()
+        gradients = local_gradients(self._params.values())
+        squares = sum_of_squares(gradients, world_size=self._world.size, device=self._device)
+        totals = all_reduce_(torch.stack([loss, squares]), axis=self._world, purpose="norm")
+        self._norm = totals[1].sqrt()
+        clip_([grad for _, grad in gradients], self._norm, self.cell.train.max_grad_norm)
+        self._optimizer.step(gradients)
+        return totals[0]
+
+    def grad_norm(self) -> Tensor | None:
+        """Global norm before clipping."""
+        return self._norm
+
+    def named_full_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole gradients under our names: each published one is gathered, then cut."""
+        where = pieces(self.cell.model)
+        for name, param in self._params.items():
+            whole = whole_gradient(param, world=self._world)
+            for piece in where[name]:
+                yield piece.ours, whole.narrow(piece.dim, piece.start, piece.shape[piece.dim])
+
+    def expert_ids(self) -> list[Tensor]:
+        """Per MoE layer the router's choice for this rank's tokens."""
+        return [gate.last_ids for gate in gates(self.model)]
+
+    def describe(self) -> StepDescription:
+        """Sizes of this rank's shards, and which implementations ran."""
+        shards = [param.to_local() if isinstance(param, DTensor) else param for param in self._params.values()]
+        resident = sum(shard.nbytes for shard in shards)
+        return StepDescription(
+            parameters=sum(param.numel() for param in self._params.values()),
+            parameter_bytes=resident,
+            gradient_bytes=resident,
+            optimizer_bytes=self._optimizer.state_bytes,
+            compile_strategy=COMPILE_STRATEGY if self.cell.mode == "compiled" else None,
+            notes={"transformers": transformers.__version__, "attention": ATTENTION, "experts": EXPERTS},
+        )
