@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from epbench.cells import ModelSpec
 from epbench.model.layers import Linear, Move, RMSNorm, apply_rope, identity
 
-__all__ = ["Attention", "Core", "Sequences", "causal_attention", "packed"]
+__all__ = ["Attention", "Core", "Sequences", "attend", "causal_attention", "packed", "positions_in_documents"]
 
 
 class Sequences(NamedTuple):
@@ -41,27 +41,35 @@ def _document_of(cu_seqlens: Tensor, seq_len: int) -> Tensor:
     return torch.searchsorted(ends, position.expand(ends.shape[0], -1).contiguous(), right=True)
 
 
+def positions_in_documents(cu_seqlens: Tensor, seq_len: int) -> Tensor:
+    """[B, S] int64: every position of a row, counted from the start of its document."""
+    start = cu_seqlens.gather(1, _document_of(cu_seqlens, seq_len))
+    return torch.arange(seq_len, device=cu_seqlens.device) - start
+
+
 def packed(whole: Sequences, cu_seqlens: Tensor) -> Sequences:
     """Sequences that consist of documents: the angles of ``whole`` [S, d], started anew in every document."""
-    seq_len = whole.cos.shape[0]
-    start = cu_seqlens.gather(1, _document_of(cu_seqlens, seq_len))
-    position = torch.arange(seq_len, device=cu_seqlens.device) - start
+    position = positions_in_documents(cu_seqlens, whole.cos.shape[0])
     return Sequences(whole.cos[position], whole.sin[position], cu_seqlens)
 
 
 def causal_attention(q_BSHd: Tensor, k_BSGd: Tensor, v_BSGd: Tensor, sequences: Sequences) -> Tensor:
-    """Rotary embedding and causal softmax attention over whole sequences; H query heads share G kv heads.
+    """Rotary embedding, then :func:`attend`."""
+    cos, sin, cu_seqlens = sequences
+    return attend(apply_rope(q_BSHd, cos, sin), apply_rope(k_BSGd, cos, sin), v_BSGd, cu_seqlens)
+
+
+def attend(q_BSHd: Tensor, k_BSGd: Tensor, v_BSGd: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Causal softmax attention over whole sequences whose positions are in q and k; H query heads share G kv heads.
 
     Returns [B, S, H, d]. Packed rows go through the varlen flash kernel where it exists (CUDA, half precision),
     else through a block-causal mask.
     """
-    cos, sin, cu_seqlens = sequences
-    q, k = apply_rope(q_BSHd, cos, sin), apply_rope(k_BSGd, cos, sin)
     if cu_seqlens is None:
-        return _sdpa(q, k, v_BSGd, mask=None)
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return _varlen(q, k, v_BSGd, cu_seqlens)
-    return _sdpa(q, k, v_BSGd, mask=_block_causal(cu_seqlens, q.shape[1]))
+        return _sdpa(q_BSHd, k_BSGd, v_BSGd, mask=None)
+    if q_BSHd.is_cuda and q_BSHd.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(q_BSHd, k_BSGd, v_BSGd, cu_seqlens)
+    return _sdpa(q_BSHd, k_BSGd, v_BSGd, mask=_block_causal(cu_seqlens, q_BSHd.shape[1]))
 
 
 def _sdpa(q_BSHd: Tensor, k_BSGd: Tensor, v_BSGd: Tensor, *, mask: Tensor | None) -> Tensor:
