@@ -8,29 +8,13 @@ from torch.nn import functional as F
 
 from epbench.cells import ModelSpec
 from epbench.model.attention import Attention, Sequences
-from epbench.model.layers import Embedding, Linear, Move, RMSNorm, identity, local, rope_tables
+from epbench.model.layers import Embedding, Move, RMSNorm, identity, local, rope_tables
+from epbench.model.mlp import DenseMLP
 from epbench.model.moe import Choice, MoE, Routed
 
-__all__ = ["Block", "Decoder", "DenseMLP", "Head", "token_loss"]
+__all__ = ["Block", "Decoder", "Head", "token_loss"]
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-class DenseMLP(nn.Module):
-    """SwiGLU layer of blocks without experts."""
-
-    def __init__(self, model: ModelSpec) -> None:
-        super().__init__()
-        self.gate_proj = Linear(model.hidden_size, model.intermediate_size)
-        self.up_proj = Linear(model.hidden_size, model.intermediate_size)
-        self.down_proj = Linear(model.intermediate_size, model.hidden_size)
-        self.enter: Move = identity
-        self.leave: Move = identity
-
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        """[B, S, D] -> [B, S, D]."""
-        x = self.enter(x_BSD)
-        return self.leave(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -42,7 +26,7 @@ class Block(nn.Module):
         self.attention = Attention(model)
         self.mlp_norm = RMSNorm(model.hidden_size, model.rms_norm_eps)
         self.moe = MoE(model) if model.is_moe_layer(index) else None
-        self.mlp = DenseMLP(model) if self.moe is None else None
+        self.mlp = DenseMLP(model.hidden_size, model.intermediate_size) if self.moe is None else None
 
     def attend(self, x_BSD: Tensor, sequences: Sequences) -> Tensor:
         """The attention half with its residual."""

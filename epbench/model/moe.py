@@ -1,11 +1,13 @@
-"""Mixture of experts as published for Qwen3: softmax over all experts in fp32, top-k, scores on expert outputs.
+"""Mixture of experts: a router's choice, sent to the experts and back, and the experts that every token visits.
 
 The layer is three pieces, because whoever holds the experts may be another rank, and because FSDP gathers the
-experts' weights between them: :meth:`MoE.route` (router, dispatch), :class:`Experts`, :meth:`MoE.merge`
-(combine, weighted sum). Shapes: T tokens, K experts per token, E experts, D model width, F expert width, R
-routed rows.
+experts' weights between them: :meth:`MoE.route` (router, dispatch, shared experts), :class:`Experts`,
+:meth:`MoE.merge` (combine, weighted sum). Scores multiply the experts' outputs, as published for Qwen3 and
+DeepSeek-V3, or their inputs (``score_before_experts``), which a SwiGLU does not turn into the same. Shapes: T
+tokens, K experts per token, E experts, D model width, F expert width, R routed rows.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,10 +16,23 @@ from torch.nn import functional as F
 
 from epbench.cells import ModelSpec
 from epbench.model.grouped import grouped_linear
-from epbench.model.layers import Linear, Move, identity, local
+from epbench.model.layers import Move, identity, local
+from epbench.model.mlp import DenseMLP
 from epbench.model.permute import expand, inverse_of, permute
+from epbench.model.router import Router
 
-__all__ = ["Choice", "Dispatcher", "Experts", "LocalDispatcher", "MoE", "Routed", "Router", "count", "sort_by_expert"]
+__all__ = [
+    "Choice",
+    "Dispatcher",
+    "Experts",
+    "LocalDispatcher",
+    "MoE",
+    "Routed",
+    "count",
+    "grouped_experts",
+    "loop_experts",
+    "sort_by_expert",
+]
 
 
 class Choice(NamedTuple):
@@ -35,7 +50,7 @@ class Routed(NamedTuple):
 
     ``rows`` [R, D] sorted by local expert; ``offsets`` [local experts] int32, each expert's end; ``scores``
     [T, K] of this rank's own tokens; ``order`` and ``inverse`` [T*K] sort own copies by expert; ``choice`` makes
-    the same routing again; ``state`` is the dispatcher's.
+    the same routing again; ``state`` is the dispatcher's; ``shared`` [B, S, D] is what the shared experts add.
     """
 
     rows: Tensor
@@ -45,13 +60,17 @@ class Routed(NamedTuple):
     inverse: Tensor
     choice: Choice
     state: tuple[Tensor, ...] = ()
+    shared: Tensor | None = None
 
 
 class Dispatcher(Protocol):
     """Sends token copies to the ranks of their experts and brings the outputs back."""
 
     def dispatch(self, x_TD: Tensor, choice: Choice, scores_TK: Tensor, num_experts: int) -> Routed:
-        """Rows for this rank's experts; ``choice.counts`` are those of the first time, or empty."""
+        """Rows for this rank's experts; ``choice.counts`` are those of the first time, or empty.
+
+        ``x`` may also be [T*K, D]: then a token's copies differ, and each is there already.
+        """
         ...
 
     def combine(self, y_RD: Tensor, routed: Routed) -> Tensor:
@@ -86,40 +105,33 @@ class LocalDispatcher:
         return y_RD
 
 
-class Router(nn.Module):
-    """Chooses K experts per token. ``forced_ids`` [T, K], if set, replaces the choice but not the scores.
+def grouped_experts(rows_RD: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, offsets_E: Tensor) -> Tensor:
+    """SwiGLU of each expert on its rows, [R, D] -> [R, D], in three grouped products."""
+    hidden = F.silu(grouped_linear(rows_RD, w1, offsets_E)) * grouped_linear(rows_RD, w3, offsets_E)
+    return grouped_linear(hidden, w2, offsets_E)
 
-    ``last_ids`` [T, K] keeps the last choice for the record of realised load; allocated by whoever wants it.
+
+def loop_experts(rows_RD: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, offsets_E: Tensor) -> Tensor:
+    """What :func:`grouped_experts` computes, one expert after the other: to read, and to check with.
+
+    The host waits for the offsets, so nothing that is timed runs this.
     """
+    of_experts = rows_RD.tensor_split(offsets_E.tolist()[:-1])
+    weights = (weight.to(rows_RD.dtype) for weight in (w1, w2, w3))
+    outputs = []
+    for x, gate, down, up in zip(of_experts, *weights, strict=True):
+        outputs.append(F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down))
+    return torch.cat(outputs)
 
-    def __init__(self, model: ModelSpec) -> None:
-        super().__init__()
-        self.top_k, self.normalise = model.num_experts_per_tok, model.norm_topk_prob
-        self.gate = Linear(model.hidden_size, model.num_experts)
-        self.forced_ids: Tensor | None = None
-        self.last_ids: Tensor | None = None
 
-    def forward(self, x_TD: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Expert ids [T, K] int64 and scores [T, K] fp32, from probabilities over all experts in fp32.
-
-        ``ids``, if given, are those of the first time: only the scores are computed again.
-        """
-        probabilities = self.gate(x_TD).float().softmax(dim=-1)
-        if ids is None:
-            ids = self.forced_ids if self.forced_ids is not None else probabilities.detach().topk(self.top_k)[1]
-        scores = probabilities.gather(1, ids)
-        if self.normalise:
-            scores = scores / scores.sum(dim=-1, keepdim=True)
-        return ids, scores
-
-    def record(self, ids_TK: Tensor) -> None:
-        """Keeps the choice in ``last_ids``; called outside of compiled and of repeated code."""
-        if self.last_ids is not None:
-            self.last_ids.copy_(ids_TK)
+ExpertProducts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Experts(nn.Module):
-    """SwiGLU experts; ``w1`` (gate) and ``w3`` (up) [E, F, D], ``w2`` (down) [E, D, F]."""
+    """SwiGLU experts; ``w1`` (gate) and ``w3`` (up) [E, F, D], ``w2`` (down) [E, D, F].
+
+    ``products`` may be set to :func:`loop_experts`.
+    """
 
     def __init__(self, model: ModelSpec) -> None:
         super().__init__()
@@ -127,38 +139,60 @@ class Experts(nn.Module):
         self.w1 = nn.Parameter(torch.empty(up))
         self.w3 = nn.Parameter(torch.empty(up))
         self.w2 = nn.Parameter(torch.empty(up[0], up[2], up[1]))
+        self.products: ExpertProducts = grouped_experts
 
     def forward(self, rows_RD: Tensor, offsets_E: Tensor) -> Tensor:
         """[R, D] -> [R, D]; a partial sum over the ranks that split F, if any do."""
-        w1, w2, w3 = local(self.w1), local(self.w2), local(self.w3)
-        hidden = F.silu(grouped_linear(rows_RD, w1, offsets_E)) * grouped_linear(rows_RD, w3, offsets_E)
-        return grouped_linear(hidden, w2, offsets_E)
+        return self.products(rows_RD, local(self.w1), local(self.w2), local(self.w3), offsets_E)
+
+
+def _scored_copies(x_TD: Tensor, scores_TK: Tensor) -> Tensor:
+    """Every copy of a token times its score: [T*K, D]; the product in fp32, the copies in the dtype of ``x``."""
+    return (x_TD.unsqueeze(1) * scores_TK.unsqueeze(2)).to(x_TD.dtype).flatten(0, 1)
+
+
+def _weighted_sum(y_TKD: Tensor, scores_TK: Tensor) -> Tensor:
+    return torch.bmm(scores_TK.to(y_TKD.dtype).unsqueeze(1), y_TKD).squeeze(1)
 
 
 class MoE(nn.Module):
-    """Router, dispatch, experts, combine. ``dispatcher``, ``enter`` and ``leave`` are the parallel layer's."""
+    """Router, dispatch, experts, combine, and ``shared_experts``, one dense SwiGLU, if the model has any.
+
+    ``dispatcher``, ``enter`` and ``leave`` are the parallel layer's. Where tp enters and leaves the whole layer
+    (etp = tp), the shared experts hand back a partial sum that ``leave`` sums with the experts'; else they are
+    a sub-layer of their own, with their own ``enter`` and ``leave``.
+    """
 
     def __init__(self, model: ModelSpec) -> None:
         super().__init__()
-        self.num_experts = model.num_experts
+        self.num_experts, self.score_before_experts = model.num_experts, model.score_before_experts
         self.router = Router(model)
         self.experts = Experts(model)
+        width = model.n_shared_experts * model.moe_intermediate_size
+        self.shared_experts = DenseMLP(model.hidden_size, width) if width else None
         self.dispatcher: Dispatcher = LocalDispatcher()
         self.enter: Move = identity
         self.leave: Move = identity
 
     def route(self, x_BSD: Tensor, choice: Choice | None = None) -> Routed:
         """From tokens to rows on the ranks that hold their experts; ``choice`` repeats an earlier routing."""
-        x_TD = self.enter(x_BSD).flatten(0, 1)
+        x_BSD = self.enter(x_BSD)
+        x_TD = x_BSD.flatten(0, 1)
         ids, scores = self.router(x_TD, None if choice is None else choice.ids)
-        return self.dispatcher.dispatch(x_TD, Choice(ids) if choice is None else choice, scores, self.num_experts)
+        copies = _scored_copies(x_TD, scores) if self.score_before_experts else x_TD
+        routed = self.dispatcher.dispatch(copies, choice or Choice(ids), scores, self.num_experts)
+        if self.shared_experts is None:
+            return routed
+        # after the dispatch: the host has just waited for split sizes, and this work lets it run ahead again
+        return routed._replace(shared=self.shared_experts(x_BSD))
 
     def merge(self, y_RD: Tensor, routed: Routed, batch: int) -> Tensor:
-        """From expert outputs back to tokens [batch, S, D]: the score-weighted sum of each token's copies."""
+        """From expert outputs back to tokens [batch, S, D]: each token's copies summed, weighted by their scores."""
         home = self.dispatcher.combine(y_RD, routed)
         y_TKD = permute(home, routed.inverse, routed.order).unflatten(0, routed.scores.shape)
-        out_TD = torch.bmm(routed.scores.to(y_TKD.dtype).unsqueeze(1), y_TKD).squeeze(1)
-        return self.leave(out_TD.unflatten(0, (batch, -1)))
+        out_TD = y_TKD.sum(dim=1) if self.score_before_experts else _weighted_sum(y_TKD, routed.scores)
+        out_BSD = out_TD.unflatten(0, (batch, -1))
+        return self.leave(out_BSD if routed.shared is None else out_BSD + routed.shared)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, D]."""

@@ -21,7 +21,8 @@ from torch.distributed.tensor import Placement, Replicate, Shard, distribute_ten
 from torch.nn import functional as F
 
 from epbench.model.attention import Attention
-from epbench.model.decoder import Block, Decoder, DenseMLP
+from epbench.model.decoder import Block, Decoder
+from epbench.model.mlp import DenseMLP
 from epbench.model.moe import MoE
 from epbench.parallel.communication import Axis, gather_sequence, scatter_sequence
 
@@ -63,17 +64,21 @@ def _attention(attention: Attention, region: _Region) -> None:
     attention.enter, attention.leave = region.enter, region.leave
 
 
-def _dense(mlp: DenseMLP, region: _Region) -> None:
+def _dense(mlp: DenseMLP, region: _Region, *, inside: bool = False) -> None:
+    """``inside``: the layer is part of one that enters and leaves for it."""
     place(mlp.gate_proj, "weight", region.mesh, Shard(0))
     place(mlp.up_proj, "weight", region.mesh, Shard(0))
     place(mlp.down_proj, "weight", region.mesh, Shard(1))
-    mlp.enter, mlp.leave = region.enter, region.leave
+    if not inside:
+        mlp.enter, mlp.leave = region.enter, region.leave
 
 
 def _moe(moe: MoE, region: _Region, *, split_experts: bool) -> None:
     place(moe.router.gate, "weight", region.mesh, Replicate())
     if split_experts:
         moe.enter, moe.leave = region.enter, region.leave
+    if moe.shared_experts is not None:
+        _dense(moe.shared_experts, region, inside=split_experts)
 
 
 def _block(block: Block, region: _Region, *, split_experts: bool) -> None:

@@ -1,8 +1,9 @@
 """The same model on one rank, written as plainly as torch allows: what every layout is compared with.
 
-Shares the decoder's modules and initial weights with the stack, and nothing else: experts are a loop over a
-dense mask (no sorting, no grouped product, no dispatch), the loss is ``F.cross_entropy`` over all logits,
-clipping and AdamW are torch's own, and there is no FSDP, no DTensor and no compiler.
+Shares the decoder's attention, norms and initial weights with the stack, and nothing else: the router is written
+a second time, experts are a loop over a dense mask (no sorting by expert, no grouped product, no dispatch), the
+loss is ``F.cross_entropy`` over all logits, clipping and AdamW are torch's own, and there is no FSDP, no DTensor and
+no compiler.
 """
 
 from collections.abc import Callable
@@ -16,30 +17,87 @@ from epbench.cells import Cell, ModelSpec
 from epbench.model.attention import Sequences, packed
 from epbench.model.decoder import Block, Decoder
 from epbench.model.init import init_weights
+from epbench.model.mlp import DenseMLP
 from epbench.model.moe import MoE
+from epbench.model.router import Router
 from epbench.parallel.routing import FORCED
 from epbench.stacks.protocol import Batch
 
-__all__ = ["LoopMoE", "ReferenceStep", "reference_step"]
+__all__ = ["LoopMoE", "PlainRouter", "Reference", "ReferenceStep", "reference_step"]
+
+
+class PlainRouter(nn.Module):
+    """Choice and scores from their definitions, by sorting; has the gate's weight and the forced choice of ``router``.
+
+    ``bias`` [E] is its own, and so is the count that moves it.
+    """
+
+    def __init__(self, router: Router, spec: ModelSpec) -> None:
+        super().__init__()
+        self.router, self.spec = router, spec
+        self.bias = torch.zeros(spec.num_experts, device=router.gate.weight.device)
+        self.last_ids: Tensor | None = None
+
+    def _scores(self, x_TD: Tensor) -> Tensor:
+        logits_TE = (x_TD @ self.router.gate.weight.T).float()
+        if self.spec.scoring_func == "sigmoid":
+            return 1 / (1 + torch.exp(-logits_TE))
+        exponent_TE = torch.exp(logits_TE - logits_TE.amax(dim=1, keepdim=True))
+        return exponent_TE / exponent_TE.sum(dim=1, keepdim=True)
+
+    def _choice(self, scores_TE: Tensor) -> Tensor:
+        """The first K of the experts in kept groups, by falling score plus bias."""
+        if self.router.forced_ids is not None:
+            return self.router.forced_ids
+        biased_TGE = (scores_TE.detach() + self.bias).unflatten(1, (self.spec.n_group, -1))
+        best_two_TG = biased_TGE.sort(dim=2, descending=True)[0][:, :, :2].sum(dim=2)
+        last_kept_T1 = best_two_TG.sort(dim=1, descending=True)[0][:, self.spec.topk_group - 1, None]
+        kept_TG1 = (best_two_TG >= last_kept_T1).unsqueeze(2)
+        allowed_TE = torch.where(kept_TG1, biased_TGE, -torch.inf).flatten(1)
+        return allowed_TE.argsort(dim=1, descending=True)[:, : self.spec.num_experts_per_tok]
+
+    def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Expert ids and scores [T, K]."""
+        scores_TE = self._scores(x_TD)
+        self.last_ids = ids = self._choice(scores_TE)
+        scores = scores_TE.gather(1, ids)
+        total = scores.sum(dim=1, keepdim=True) if self.spec.norm_topk_prob else 1.0
+        return ids, scores / total * self.spec.routed_scaling_factor
+
+    def update_bias(self) -> None:
+        """Up for experts that the last batch chose less often than the mean, down for the others (2408.15664)."""
+        assert self.last_ids is not None, "the bias follows a forward"
+        load = torch.bincount(self.last_ids.flatten(), minlength=self.spec.num_experts).double()
+        self.bias += self.spec.router_bias_update_rate * torch.sign(load.mean() - load).float()
 
 
 class LoopMoE(nn.Module):
     """A MoE layer as the definition says it: every expert on the tokens that chose it, one after the other."""
 
-    def __init__(self, moe: MoE) -> None:
+    def __init__(self, moe: MoE, spec: ModelSpec) -> None:
         super().__init__()
-        self.router, self.experts = moe.router, moe.experts
+        self.router, self.before = PlainRouter(moe.router, spec), spec.score_before_experts
+        self.experts, self.shared_experts = moe.experts, moe.shared_experts
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         """[B, S, D] -> [B, S, D]."""
         x_TD = x_BSD.flatten(0, 1)
         ids, scores = self.router(x_TD)
-        out = torch.zeros_like(x_TD)
+        out = torch.zeros_like(x_TD) if self.shared_experts is None else _swiglu_of(self.shared_experts, x_TD)
         for expert, (w1, w2, w3) in enumerate(zip(self.experts.w1, self.experts.w2, self.experts.w3, strict=True)):
             token, slot = (ids == expert).nonzero(as_tuple=True)
-            hidden = F.silu(x_TD[token] @ w1.T) * (x_TD[token] @ w3.T)
-            out = out.index_add(0, token, (hidden @ w2.T) * scores[token, slot].unsqueeze(1).to(out.dtype))
+            x, score = x_TD[token], scores[token, slot].unsqueeze(1).to(out.dtype)
+            y = _swiglu(x * score, w1, w2, w3) if self.before else _swiglu(x, w1, w2, w3) * score
+            out = out.index_add(0, token, y)
         return out.view_as(x_BSD)
+
+
+def _swiglu(x: Tensor, gate: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    return (F.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
+def _swiglu_of(mlp: DenseMLP, x: Tensor) -> Tensor:
+    return _swiglu(x, mlp.gate_proj.weight, mlp.down_proj.weight, mlp.up_proj.weight)
 
 
 @dataclass(frozen=True)
@@ -52,11 +110,15 @@ class ReferenceStep:
     next_loss: float
 
 
-def _with_loop_experts(model: Decoder) -> None:
+def _with_loop_experts(model: Decoder) -> list[PlainRouter]:
+    """Replaces the experts of every block; returns the routers, in order of the layers."""
+    routers = []
     for block in model.layers:
         if isinstance(block, Block) and block.moe is not None:
-            loop = LoopMoE(block.moe)
+            loop = LoopMoE(block.moe, model.spec)
             setattr(block, "forward", _block_forward(block, loop))  # noqa: B010  (a method may not be assigned to)
+            routers.append(loop.router)
+    return routers
 
 
 def _block_forward(block: Block, loop: LoopMoE) -> Callable[[Tensor, Sequences], Tensor]:
@@ -79,24 +141,46 @@ def _build(cell: Cell, device: torch.device) -> Decoder:
             if isinstance(block, Block) and block.moe is not None:
                 forced = FORCED[cell.routing](positions, spec.num_experts, spec.num_experts_per_tok)
                 block.moe.router.forced_ids = forced
-    _with_loop_experts(model)
     return model
 
 
+class Reference:
+    """``cell``'s model and training settings on one rank, in fp32; a batch is one forward, however large."""
+
+    def __init__(self, cell: Cell, device: torch.device) -> None:
+        self._train, self.model = cell.train, _build(cell, device)
+        self.routers = _with_loop_experts(self.model)
+        self._params = list(self.model.parameters())
+        self._optimizer = torch.optim.AdamW(
+            self._params, lr=cell.train.lr, betas=(0.9, 0.95), weight_decay=0.1, foreach=False
+        )
+        self._whole = self.model.rope(cell.train.seq_len, device)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss over the valid tokens."""
+        sequences = self._whole if batch.cu_seqlens is None else packed(self._whole, batch.cu_seqlens)
+        scale = (batch.labels != -100).sum().float().reciprocal()
+        loss: Tensor = self.model(batch.tokens, batch.labels, scale, sequences)
+        return loss
+
+    def step(self, batch: Batch) -> tuple[float, float]:
+        """One optimizer step, then that of the biases; loss and norm before clipping. Gradients are kept clipped."""
+        self._optimizer.zero_grad()
+        loss = self.loss(batch)
+        loss.backward()
+        limit = self._train.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_(self._params, limit, foreach=False)
+        self._optimizer.step()
+        for router in self.routers:
+            router.update_bias()
+        return loss.item(), norm.item()
+
+
 def reference_step(cell: Cell, batch: Batch, device: torch.device) -> ReferenceStep:
-    """One optimizer step of ``cell``'s model and training settings on one rank, in fp32, on the whole batch."""
-    model, train = _build(cell, device), cell.train
-    sequences = model.rope(train.seq_len, device)
-    if batch.cu_seqlens is not None:
-        sequences = packed(sequences, batch.cu_seqlens)
-    scale = (batch.labels != -100).sum().float().reciprocal()
-    params = list(model.parameters())
-    loss = model(batch.tokens, batch.labels, scale, sequences)
-    loss.backward()
-    limit = train.max_grad_norm or float("inf")
-    norm = nn.utils.clip_grad_norm_(params, limit, foreach=False)
-    torch.optim.AdamW(params, lr=train.lr, betas=(0.9, 0.95), weight_decay=0.1, foreach=False).step()
+    """One optimizer step, and the loss of the same batch after it."""
+    reference = Reference(cell, device)
+    loss, norm = reference.step(batch)
     with torch.no_grad():
-        next_loss = model(batch.tokens, batch.labels, scale, sequences)
-    gradients = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
-    return ReferenceStep(loss.item(), norm.item(), gradients, next_loss.item())
+        next_loss = reference.loss(batch).item()
+    named = reference.model.named_parameters()
+    return ReferenceStep(loss, norm, {name: param.grad for name, param in named if param.grad is not None}, next_loss)

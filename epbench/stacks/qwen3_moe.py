@@ -10,7 +10,7 @@ from epbench.cells import Cell
 from epbench.model.attention import Sequences, packed
 from epbench.model.decoder import Block, Decoder
 from epbench.model.init import init_weights, shard_box
-from epbench.model.moe import Router
+from epbench.model.router import Router
 from epbench.parallel.apply import parallelize
 from epbench.parallel.communication import all_reduce_
 from epbench.parallel.compilation import STRATEGY

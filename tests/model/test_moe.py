@@ -1,11 +1,11 @@
-"""Router, dispatch, experts and combine on one rank, against the definition written out."""
+"""Dispatch, experts, shared experts and combine on one rank, against the definition written out."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from epbench.cells import ModelSpec
-from epbench.model.moe import MoE, Router
+from epbench.model.moe import MoE
 from epbench.runner.reference import LoopMoE
 from tests.model.compare import assert_same
 
@@ -20,74 +20,8 @@ def _fill(module: nn.Module, std: float) -> None:
             param.copy_(std * torch.randn(param.shape, generator=generator))
 
 
-def _router(**changes: object) -> Router:
-    router = Router(SPEC.model_copy(update=changes))
-    _fill(router, 0.5)
-    return router
-
-
 def _tokens(*shape: int) -> Tensor:
     return torch.randn(*shape, SPEC.hidden_size, generator=torch.Generator().manual_seed(6))
-
-
-def _probabilities(router: Router, x_TD: Tensor) -> Tensor:
-    """Over all experts, as the definition says: exp(logit) over its sum."""
-    exponent = (x_TD @ router.gate.weight.T).float().exp()
-    return exponent / exponent.sum(dim=1, keepdim=True)
-
-
-def test_the_most_probable_experts_are_chosen_by_falling_score() -> None:
-    router, x = _router(norm_topk_prob=False), _tokens(TOKENS)
-    ids, scores = router(x)
-    probabilities = _probabilities(router, x)
-    expected = probabilities.argsort(dim=1, descending=True)[:, :3]
-    assert torch.equal(ids, expected)
-    assert_same(scores, probabilities.gather(1, expected), "scores")
-    assert (scores.sum(dim=1) < 1).all(), "the softmax is over all experts, not over the chosen ones"
-
-
-def test_normalised_scores_sum_to_one_and_keep_their_ratios() -> None:
-    x = _tokens(TOKENS)
-    ids, scores = _router(norm_topk_prob=True)(x)
-    plain_ids, plain = _router(norm_topk_prob=False)(x)
-    assert torch.equal(ids, plain_ids)
-    assert_same(scores.sum(dim=1), torch.ones(TOKENS), "sum of scores")
-    assert_same(scores[:, :1] / scores, plain[:, :1] / plain, "ratios of scores")
-
-
-def test_probabilities_are_made_in_fp32_from_bf16_logits() -> None:
-    router = _router(norm_topk_prob=False).bfloat16()
-    x = _tokens(TOKENS).bfloat16()
-    ids, scores = router(x)
-    assert scores.dtype == torch.float32
-    assert_same(scores, _probabilities(router, x).gather(1, ids), "scores")
-
-
-@pytest.mark.parametrize("normalise", [True, False])
-def test_forced_ids_replace_the_choice_and_keep_the_gradient_of_the_scores(normalise: bool) -> None:
-    router, x = _router(norm_topk_prob=normalise), _tokens(TOKENS).requires_grad_()
-    forced = (torch.arange(TOKENS).unsqueeze(1) + torch.tensor([0, 3, 5])) % SPEC.num_experts
-    gradient = torch.randn(TOKENS, 3, generator=torch.Generator().manual_seed(7))
-    expected = _probabilities(router, x).gather(1, forced)
-    expected = expected / expected.sum(dim=1, keepdim=True) if normalise else expected
-    d_gate, dx = torch.autograd.grad(expected, (router.gate.weight, x), gradient)
-
-    router.forced_ids = forced
-    ids, scores = router(x)
-    scores.backward(gradient)
-    assert torch.equal(ids, forced)
-    assert_same(scores, expected, "scores")
-    assert_same(router.gate.weight.grad, d_gate, "gradient of the gate")
-    assert_same(x.grad, dx, "gradient of the tokens")
-
-
-@pytest.mark.parametrize("forced", [False, True])
-def test_the_last_choice_is_kept_for_whoever_asked(forced: bool) -> None:
-    router, x = _router(), _tokens(TOKENS)
-    router.last_ids = torch.full((TOKENS, 3), -1)
-    router.forced_ids = torch.arange(TOKENS * 3).view(TOKENS, 3) % SPEC.num_experts if forced else None
-    ids, _ = router(x)
-    assert torch.equal(router.last_ids, ids)
 
 
 def _moe(forced_ids: Tensor | None, **changes: object) -> MoE:
@@ -110,7 +44,7 @@ def test_sorted_and_grouped_experts_equal_a_loop_over_them(routing: str, normali
     moe = _moe(FORCED[routing], norm_topk_prob=normalise)
     x = _tokens(2, TOKENS).requires_grad_()
     inputs = {"tokens": x, **dict(moe.named_parameters())}
-    expected = LoopMoE(moe)(x)
+    expected = LoopMoE(moe, SPEC.model_copy(update={"norm_topk_prob": normalise}))(x)
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(8))
     wanted = torch.autograd.grad(expected, list(inputs.values()), gradient)
 
