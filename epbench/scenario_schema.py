@@ -55,11 +55,9 @@ _BUILT: dict[str, tuple[object, ...]] = {
     "model.tie_word_embeddings": (False,),
     "train.compute_dtype": ("fp32", "bf16"),
     "train.master_dtype": ("fp32",),
-    "train.activation_checkpointing": ("none", "full"),
+    "train.activation_checkpointing": ("none", "full", "selective"),
     "train.dispatcher": ("all_to_all",),
     "train.overlap": ("none",),
-    "train.data": ("random",),
-    "train.packing": ("none",),
 }
 _ROUTINGS = ("natural", "round_robin", "uniform", "zipf:1.2", "hot_rank:0.5", "replay:FILE")
 _ROUTING = re.compile(r"natural|round_robin|uniform|(zipf|hot_rank):([0-9.]{1,12})|replay:[^\x00-\x1f]{1,4096}")

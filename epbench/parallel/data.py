@@ -1,31 +1,48 @@
 """FSDP2 over two meshes: dense weights over dp_shard x cp, experts over what ep and etp leave of the world.
 
-The experts are an FSDP unit of their own inside the block's, unless every rank holds its experts alone
-(ep x etp = world): then there is nothing to gather or to reduce, and FSDP over one rank would still copy every
-gradient through ``_chunk_cat``, whose host side takes 10 ms a layer at 300 M parameters and leaves the GPU idle
-for 8 of them (2 x H200, torch 2.11). Such experts stay outside FSDP and are cast where they are used.
+How the experts of a block are held (:func:`holding`) depends on the layout and on what FSDP2 can do:
 
-Gradients are summed, never divided: the loss is
-already the local sum over the global number of tokens, which makes one recipe right for dense weights and for
-experts, whose all-to-all has summed over ep already (facts 4.3, 10). ``set_force_sum_reduction_for_comms`` goes
-with a factor of exactly 1: gloo has no PREMUL_SUM, and any other factor is applied twice on a group of one.
+- ``alone``: every rank holds its experts alone (ep x etp = world, no replicas). There is nothing to gather or to
+  reduce, and FSDP over one rank would still copy every gradient through ``_chunk_cat``, whose host side takes
+  10 ms a layer at 300 M parameters and leaves the GPU idle for 8 of them (2 x H200, torch 2.11). Such experts stay
+  outside FSDP and are cast where they are used.
+- ``joined``: they are part of the block's FSDP unit, either because both are sharded over the same ranks or
+  because FSDP2 takes a mesh per parameter.
+- ``nested``: they are an FSDP unit of their own inside the block's, gathered by hooks in the middle of the block.
+
+Gradients are summed, never divided: the loss is already the local sum over the global number of tokens, which
+makes one recipe right for dense weights and for experts, whose all-to-all has summed over ep already (facts 4.3,
+10). ``set_force_sum_reduction_for_comms`` goes with a factor of exactly 1: gloo has no PREMUL_SUM, and any other
+factor is applied twice on a group of one.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from epbench.cells import TrainSpec
+from epbench.layout import Layout
 from epbench.model.decoder import Block, Decoder
+from epbench.parallel import compat
 from epbench.parallel.mesh import ParallelDims
 
-__all__ = ["apply_fsdp"]
+__all__ = ["Holding", "apply_fsdp", "holding"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Holding = Literal["alone", "joined", "nested"]
+
+
+def holding(layout: Layout, *, parameter_meshes: bool) -> Holding:
+    """How a block's experts are held; ``parameter_meshes`` says whether FSDP2 takes a mesh per parameter."""
+    if layout.efsdp == layout.dp_replicate == 1:
+        return "alone"
+    same_ranks = layout.ep == layout.tp == 1  # efsdp = dp_shard x cp
+    return "joined" if same_ranks or parameter_meshes else "nested"
 
 
 def _expert_placement(num_experts: int, dims: ParallelDims) -> Shard:
@@ -40,7 +57,8 @@ def _units(block: Block) -> list[nn.Module]:
 def _set_prefetch(model: Decoder) -> None:
     """Explicit order: the host waits for split sizes in every layer, so implicit prefetch comes too late."""
     blocks = [block for block in model.layers if isinstance(block, Block)]
-    chain: list[list[nn.Module]] = [[model.embed_tokens], *(_units(block) for block in blocks), [model.head]]
+    ends: list[list[nn.Module]] = [] if model.tied else [[model.head]]
+    chain: list[list[nn.Module]] = [[model.embed_tokens], *(_units(block) for block in blocks), *ends]
     for now, following in pairwise(chain):
         _fsdp(now[0]).set_modules_to_forward_prefetch([_fsdp(unit) for unit in following])
         _fsdp(following[0]).set_modules_to_backward_prefetch([_fsdp(unit) for unit in reversed(now)])
@@ -51,37 +69,59 @@ def _fsdp(module: nn.Module) -> FSDPModule:
     return module
 
 
-def apply_fsdp(model: Decoder, dims: ParallelDims, train: TrainSpec) -> None:
-    """Shards the model in place; master weights stay fp32, compute and reduction dtypes are ``train``'s."""
-    policy = MixedPrecisionPolicy(
-        param_dtype=DTYPES[train.compute_dtype],
-        reduce_dtype=DTYPES[train.reduce_dtype],
-        cast_forward_inputs=False,
-    )
-    dense, experts = dims.fsdp_mesh(), dims.fsdp_mesh(experts=True)
-    alone = dims.layout.efsdp == dims.layout.dp_replicate == 1
-    outside = {param for name, param in model.named_parameters() if alone and ".experts." in name}
-    placement = _expert_placement(model.spec.num_experts, dims)
+class _Sharder:
+    """``fully_shard`` with what all units of one model share."""
 
-    def shard(module: nn.Module, mesh: DeviceMesh, *, reshard: bool = train.reshard_after_forward) -> None:
-        where = placement if mesh is experts else Shard(0)
+    def __init__(self, model: Decoder, dims: ParallelDims, train: TrainSpec, held: Holding) -> None:
+        self._dims, self._train = dims, train
+        self._policy = MixedPrecisionPolicy(
+            param_dtype=DTYPES[train.compute_dtype],
+            reduce_dtype=DTYPES[train.reduce_dtype],
+            cast_forward_inputs=False,
+        )
+        experts = {param for name, param in model.named_parameters() if ".experts." in name}
+        self._outside = experts if held == "alone" else set()
+        self._placement = self._placements(experts, model, held=held)
+
+    def _placements(
+        self, experts: set[nn.Parameter], model: Decoder, *, held: Holding
+    ) -> Callable[[nn.Parameter], Any]:
+        shard: Any = _expert_placement(model.spec.num_experts, self._dims)
+        if held == "joined" and not self._same_ranks():
+            shard = compat.on_mesh(shard, self._dims.fsdp_mesh(experts=True))
+        return lambda param: shard if param in experts else Shard(0)
+
+    def _same_ranks(self) -> bool:
+        return self._dims.layout.ep == self._dims.layout.tp == 1
+
+    def __call__(self, modules: Any, *, experts: bool = False, reshard: bool | None = None) -> None:
         fully_shard(
-            module,
-            mesh=mesh,
-            reshard_after_forward=reshard,
-            mp_policy=policy,
-            shard_placement_fn=lambda _: where,
-            ignored_params=outside,
+            modules,
+            mesh=self._dims.fsdp_mesh(experts=experts),
+            reshard_after_forward=self._train.reshard_after_forward if reshard is None else reshard,
+            mp_policy=self._policy,
+            shard_placement_fn=self._placement,
+            ignored_params=self._outside,
         )
 
-    shard(model.embed_tokens, dense)
+
+def apply_fsdp(model: Decoder, dims: ParallelDims, train: TrainSpec, *, held: Holding) -> None:
+    """Shards the model in place; master weights stay fp32, compute and reduction dtypes are ``train``'s.
+
+    Tied embedding and head share one parameter, so they are one unit, gathered for the whole step.
+    """
+    shard = _Sharder(model, dims, train, held)
+    if model.tied:
+        shard([model.embed_tokens, model.head], reshard=False)
+    else:
+        shard(model.embed_tokens)
+        shard(model.head, reshard=False)
     for block in model.layers:
         assert isinstance(block, Block)
-        if block.moe is not None and not alone:
-            shard(block.moe.experts, experts)
-        shard(block, dense)
-    shard(model.head, dense, reshard=False)
-    shard(model, dense)
+        if block.moe is not None and held == "nested":
+            shard(block.moe.experts, experts=True)
+        shard(block)
+    shard(model)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

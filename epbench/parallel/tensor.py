@@ -100,5 +100,8 @@ def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh, axis: Axis, *, split
         assert isinstance(block, Block)
         _block(block, region, split_experts=split_experts)
     place(model.head.norm, "weight", mesh, Replicate())
-    place(model.head, "weight", mesh, Shard(0))
+    if model.tied:
+        model.tie()
+    else:
+        place(model.head, "weight", mesh, Shard(0))
     model.head.enter = region.enter

@@ -10,10 +10,10 @@ from epbench.cells import Cell
 from epbench.model.attention import Sequences, packed
 from epbench.model.decoder import Block, Decoder
 from epbench.model.init import init_weights, shard_box
-from epbench.model.router import Router
+from epbench.model.router import Router, zero_biases
 from epbench.parallel.apply import parallelize
+from epbench.parallel.balance import Balance
 from epbench.parallel.communication import all_reduce_
-from epbench.parallel.compilation import STRATEGY
 from epbench.parallel.gradients import clip_, is_first_replica, local_gradients, sum_of_squares
 from epbench.parallel.mesh import ParallelDims
 from epbench.parallel.optimizer import ShardedAdamW
@@ -28,19 +28,32 @@ def build(cell: Cell, world: World) -> "Qwen3MoeStep":
     dims = ParallelDims.build(cell.layout, device=world.device)
     with torch.device("meta"):
         model = Decoder(cell.model)
-    parallelize(model, dims, cell)
+    how = parallelize(model, dims, cell)
     model.to_empty(device=world.device)
+    zero_biases(model)
+    _initial_weights(model, cell)
+    return Qwen3MoeStep(cell, world, dims, model, compile_strategy=how)
+
+
+def _initial_weights(model: Decoder, cell: Cell) -> None:
     sizes = cell.model
-    init_weights(model, seed=cell.train.seed, std=sizes.initializer_range, expert_scale=sizes.expert_initializer_scale)
-    return Qwen3MoeStep(cell, world, dims, model)
+    if sizes.checkpoint is None:
+        scale = sizes.expert_initializer_scale
+        init_weights(model, seed=cell.train.seed, std=sizes.initializer_range, expert_scale=scale)
+    else:
+        from epbench.model.hf_weights import load_hf_weights  # the only cells that need safetensors
+
+        load_hf_weights(model, sizes.checkpoint)
 
 
 class Qwen3MoeStep:
     """One training step of one cell; see :class:`epbench.stacks.protocol.Step`."""
 
-    def __init__(self, cell: Cell, world: World, dims: ParallelDims, model: Decoder) -> None:
+    def __init__(
+        self, cell: Cell, world: World, dims: ParallelDims, model: Decoder, *, compile_strategy: str | None
+    ) -> None:
         self.cell, self.dims, self.model = cell, dims, model
-        self._device = world.device
+        self._device, self._compile_strategy = world.device, compile_strategy
         self._world = dims.axis("world")
         self._params = dict(model.named_parameters())
         self._optimizer = ShardedAdamW(self._params.values(), cell.train)
@@ -48,6 +61,7 @@ class Qwen3MoeStep:
         self._norm: Tensor | None = None
         for router in self._routers():
             self._prepare(router)
+        self._balance = self._balanced()
 
     def _routers(self) -> Iterator[Router]:
         for block in self.model.layers:
@@ -76,6 +90,15 @@ class Qwen3MoeStep:
             force = FORCED[self.cell.routing]
             router.forced_ids = force(positions, model.num_experts, model.num_experts_per_tok)
 
+    def _balanced(self) -> Balance | None:
+        """What moves the routers' biases before every optimizer step; None if they have none."""
+        routers, rate = list(self._routers()), self.cell.model.router_bias_update_rate
+        if not routers or not rate:
+            return None
+        balance = Balance(routers, rate=rate, world=self._world)
+        self._optimizer.before_step(balance.update)
+        return balance
+
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Sequences]]:
         """This rank's rows and cp chunk, micro-batch by micro-batch, and the whole sequences that they are of."""
         held = self._sequence_chunk(tp=False)
@@ -97,6 +120,8 @@ class Qwen3MoeStep:
         for tokens, labels, sequences in self._micro_batches(batch):
             part = self.model(tokens, labels, scale, sequences)
             part.backward()
+            if self._balance is not None:
+                self._balance.observe()
             loss += part.detach()
         gradients = local_gradients(self._params.values())
         squares = sum_of_squares(gradients, world_size=self._world.size, device=self._device)
@@ -134,5 +159,5 @@ class Qwen3MoeStep:
             parameter_bytes=resident,
             gradient_bytes=resident,
             optimizer_bytes=self._optimizer.state_bytes,
-            compile_strategy=STRATEGY if self.cell.mode == "compiled" else None,
+            compile_strategy=self._compile_strategy,
         )
