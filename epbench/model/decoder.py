@@ -103,6 +103,13 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(model.vocab_size, model.hidden_size)
         self.layers = nn.ModuleList(Block(model, index) for index in range(model.num_layers))
         self.head = Head(model)
+        self.tied = model.tie_word_embeddings
+        if self.tied:
+            self.tie()
+
+    def tie(self) -> None:
+        """Makes the lm_head's weight the embedding's; called again by whoever replaces the latter."""
+        self.head.weight = self.embed_tokens.weight
 
     def rope(self, seq_len: int, device: torch.device) -> Sequences:
         """cos and sin for whole sequences of ``seq_len``; made once, handed to every forward."""
