@@ -39,7 +39,6 @@ _TRANSFORMERS: MappingProxyType[str, tuple[object, ...]] = MappingProxyType(
         "train.activation_checkpointing": ("none", "full"),
         "train.dispatcher": ("all_to_all",),
         "train.overlap": ("none",),
-        "train.packing": ("none",),
     }
 )
 

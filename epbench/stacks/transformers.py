@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from epbench.cells import Cell, TrainSpec
 from epbench.errors import ScenarioError
+from epbench.model.attention import positions_in_documents
 from epbench.parallel.communication import all_reduce_
 from epbench.parallel.compilation import compile_backend
 from epbench.parallel.data import DTYPES
@@ -54,7 +55,7 @@ def build(cell: Cell, world: World) -> "TransformersStep":
     if reasons:
         raise ScenarioError("; ".join(reasons))
     dims = ParallelDims.build(cell.layout, device=world.device)
-    model = build_model(cell.model)
+    model = build_model(cell.model, cp=dims.axis("cp") if cell.layout.cp > 1 else None)
     _wrap_layers(model, cell)
     _shard(model, dims, cell.train)
     model.to_empty(device=world.device)
@@ -133,13 +134,17 @@ class TransformersStep:
             gate.register_forward_hook(_force_choice)
         gate.register_forward_hook(_keep_choice)
 
-    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """This rank's rows and cp chunk, micro-batch by micro-batch."""
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """This rank's rows and cp chunk of tokens, labels and positions, and the documents of whole rows."""
         size = self.cell.micro_batch_size
         first = self.dims.coordinate("data") * size * self.cell.num_micro_batches
         for row in range(first, first + size * self.cell.num_micro_batches, size):
-            part = slice(row, row + size), self._held
-            yield batch.tokens[part], batch.labels[part]
+            rows = slice(row, row + size)
+            part, positions, documents = (rows, self._held), self._positions, None
+            if batch.cu_seqlens is not None:
+                documents = batch.cu_seqlens[rows]
+                positions = positions_in_documents(documents, self.cell.train.seq_len)[:, self._held]
+            yield batch.tokens[part], batch.labels[part], positions, documents
 
     def run(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the global mean loss."""
@@ -147,8 +152,8 @@ class TransformersStep:
             param.grad = None
         scale = (batch.labels != -100).sum().float().reciprocal()
         loss = torch.zeros((), device=self._device)
-        for tokens, labels in self._micro_batches(batch):
-            part = self.model(tokens, labels, scale, self._positions)
+        for tokens, labels, positions, documents in self._micro_batches(batch):
+            part = self.model(tokens, labels, scale, positions, documents)
             part.backward()
             loss += part.detach()
         gradients = local_gradients(self._params.values())

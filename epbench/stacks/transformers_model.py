@@ -15,9 +15,12 @@ from transformers import AttentionInterface, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from epbench.cells import ModelSpec
+from epbench.model.attention import attend
 from epbench.model.decoder import Decoder
 from epbench.model.hf_names import hf_names
 from epbench.model.init import Box, init_part, shard_box
+from epbench.parallel.communication import Axis
+from epbench.parallel.context import heads_to_sequence, sequence_to_heads
 from epbench.parallel.loss import FusedLoss
 
 __all__ = ["CausalLM", "Piece", "build_model", "gates", "init_published", "pieces", "rebuild_rotary"]
@@ -47,23 +50,44 @@ class CausalLM(nn.Module):
         self.model = published.model
         self.lm_head = Head(published.lm_head)
 
-    def forward(self, tokens_BS: Tensor, labels_BS: Tensor, scale: Tensor, positions_BS: Tensor) -> Tensor:
-        """``scale`` x summed loss over this rank's tokens; ``positions`` are those in the whole sequence."""
-        out = self.model(input_ids=tokens_BS, position_ids=positions_BS, use_cache=False)
+    def forward(
+        self, tokens_BS: Tensor, labels_BS: Tensor, scale: Tensor, positions_BS: Tensor, cu_seqlens: Tensor | None
+    ) -> Tensor:
+        """``scale`` x summed loss over this rank's tokens; ``positions`` [1 or B, S] are those in whole documents.
+
+        ``cu_seqlens`` as in :class:`epbench.stacks.protocol.Batch`, of the rows of ``tokens``.
+        """
+        documents = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        out = self.model(input_ids=tokens_BS, position_ids=positions_BS, use_cache=False, **documents)
         loss: Tensor = self.lm_head(out.last_hidden_state, labels_BS, scale)
         return loss
 
 
 def _attention(
-    module: nn.Module, q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, attention_mask: None, **settings: Any
+    module: Any,
+    q_BHSd: Tensor,
+    k_BGSd: Tensor,
+    v_BGSd: Tensor,
+    attention_mask: None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention over this rank's whole sequences by transformers' own SDPA; returns [B, S, H, d].
+    """Causal attention: transformers' own SDPA, around it Ulysses under cp, in its place ours for packed rows.
 
-    Registered under a name without a mask function, so that transformers builds no mask: under its own name
-    ``sdpa`` it looks at the positions' values first, and the host waits for the device in every micro-batch.
+    Takes heads on dim 1, as transformers has them after its rotary embedding; returns [B, S, H, d]. Registered
+    under a name without a mask function, so that transformers builds no mask: under its own name ``sdpa`` it looks
+    at the positions' values first, and the host waits for the device in every micro-batch.
     """
-    out: tuple[Tensor, None] = sdpa_attention_forward(module, q_BHSd, k_BGSd, v_BGSd, attention_mask, **settings)
-    return out
+    axis = module.cp_axis
+    if axis is None and cu_seqlens is None:
+        out: tuple[Tensor, None] = sdpa_attention_forward(module, q_BHSd, k_BGSd, v_BGSd, attention_mask, **settings)
+        return out
+    q, k, v = (x.transpose(1, 2) for x in (q_BHSd, k_BGSd, v_BGSd))
+    if axis is None:
+        return attend(q, k, v, cu_seqlens), None
+    q, k, v = sequence_to_heads(q, k, v, axis=axis)
+    return heads_to_sequence(attend(q, k, v, cu_seqlens), axis=axis), None
 
 
 def _config(model: ModelSpec) -> Qwen3MoeConfig:
@@ -94,11 +118,14 @@ def _config(model: ModelSpec) -> Qwen3MoeConfig:
     return Qwen3MoeConfig(**settings)
 
 
-def build_model(model: ModelSpec) -> CausalLM:
-    """The model on the meta device, in fp32."""
+def build_model(model: ModelSpec, *, cp: Axis | None) -> CausalLM:
+    """The model on the meta device, in fp32; ``cp`` is the axis that sequences are cut over, if they are."""
     AttentionInterface.register(ATTENTION, _attention)
     with torch.device("meta"):
-        return CausalLM(Qwen3MoeForCausalLM(_config(model)))
+        built = CausalLM(Qwen3MoeForCausalLM(_config(model)))
+    for layer in built.model.layers:
+        layer.self_attn.cp_axis = cp
+    return built
 
 
 def rebuild_rotary(model: CausalLM, device: torch.device) -> None:
@@ -130,6 +157,7 @@ class Piece(NamedTuple):
 
 
 _EXPERTS = {"w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
+_START = {"w1": 0, "w3": 1, "w2": 0}  # in expert widths, on dim 1
 
 
 def pieces(model: ModelSpec) -> dict[str, list[Piece]]:
@@ -141,8 +169,7 @@ def pieces(model: ModelSpec) -> dict[str, list[Piece]]:
         prefix, experts, last = name.rpartition(".experts.")
         if experts:
             published = f"model.{prefix.removesuffix('.moe')}.mlp.experts.{_EXPERTS[last]}"
-            start = model.moe_intermediate_size if last == "w3" else 0
-            piece = Piece(name, param.shape, dim=1, start=start)
+            piece = Piece(name, param.shape, dim=1, start=_START[last] * model.moe_intermediate_size)
         else:
             (published,) = hf_names(name, num_experts=model.num_experts)
             piece = Piece(name, param.shape)
