@@ -20,8 +20,8 @@ def parallelize(model: Decoder, dims: ParallelDims, cell: Cell) -> Strategy | No
     layout, checkpointing = cell.layout, cell.train.activation_checkpointing
     tp = dims.axis("tp") if layout.tp > 1 else None
     if tp is not None:
-        apply_tensor_parallel(model, dims.dense["tp"], tp, split_experts=layout.etp > 1)
-    apply_expert_parallel(model, dims)
+        apply_tensor_parallel(model, dims.mesh("tp"), tp, split_experts=layout.etp > 1)
+    apply_expert_parallel(model, dims, tp)
     if layout.cp > 1:
         apply_context_parallel(model, dims.axis("cp"))
     model.head.loss = FusedLoss(tp)

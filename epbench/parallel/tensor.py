@@ -6,34 +6,28 @@ sub-layers every rank holds S / tp positions. One rule follows for gradients: wh
 (norms, q_norm and k_norm, the router) has seen part of the tokens or heads only, so its gradient is partial
 (see ``model.layers.local``).
 
-With etp = tp the experts' hidden dim is split too: the MoE is entered and left like any other sub-layer, every
-tp rank routes the same gathered tokens, and each computes a partial output. With etp = 1 nothing happens here:
-tokens stay sequence-sharded into the router, and ep spans tp.
+The experts themselves are spread by :mod:`epbench.parallel.styles`. With etp = tp their hidden dim is split too:
+the MoE is entered and left like any other sub-layer, every tp rank routes the same gathered tokens, and each
+computes a partial output. With etp = 1 tokens stay sequence-sharded into the router, and ep spans tp.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn import functional as F
 
 from epbench.model.attention import Attention
 from epbench.model.decoder import Block, Decoder
 from epbench.model.mlp import DenseMLP
 from epbench.model.moe import MoE
-from epbench.parallel.communication import Axis, gather_sequence, scatter_sequence
+from epbench.parallel.communication import Axis, scatter_sequence
+from epbench.parallel.styles import ReplicateParallel, place, sequence_moves
 
-__all__ = ["apply_tensor_parallel", "place"]
-
-
-def place(module: nn.Module, name: str, mesh: DeviceMesh, *placements: Placement) -> None:
-    """Replaces a parameter, on the meta device or equal on all ranks, by its shard; moves no data."""
-    param = getattr(module, name)
-    shard = distribute_tensor(param.data, mesh, placements, src_data_rank=None)
-    module.register_parameter(name, nn.Parameter(shard))
+__all__ = ["apply_tensor_parallel"]
 
 
 def _lookup(axis: Axis) -> Callable[[Tensor, Tensor], Tensor]:
@@ -55,12 +49,16 @@ class _Region:
     leave: Callable[[Tensor], Tensor]
 
 
+def _replicate(module: nn.Module, mesh: DeviceMesh) -> None:
+    parallelize_module(module, mesh, ReplicateParallel())
+
+
 def _attention(attention: Attention, region: _Region) -> None:
     for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
         place(projection, "weight", region.mesh, Shard(0))
     place(attention.o_proj, "weight", region.mesh, Shard(1))
     for norm in (attention.q_norm, attention.k_norm):
-        place(norm, "weight", region.mesh, Replicate())
+        _replicate(norm, region.mesh)
     attention.enter, attention.leave = region.enter, region.leave
 
 
@@ -74,16 +72,14 @@ def _dense(mlp: DenseMLP, region: _Region, *, inside: bool = False) -> None:
 
 
 def _moe(moe: MoE, region: _Region, *, split_experts: bool) -> None:
-    place(moe.router.gate, "weight", region.mesh, Replicate())
-    if split_experts:
-        moe.enter, moe.leave = region.enter, region.leave
+    _replicate(moe.router.gate, region.mesh)
     if moe.shared_experts is not None:
         _dense(moe.shared_experts, region, inside=split_experts)
 
 
 def _block(block: Block, region: _Region, *, split_experts: bool) -> None:
     for norm in (block.attention_norm, block.mlp_norm):
-        place(norm, "weight", region.mesh, Replicate())
+        _replicate(norm, region.mesh)
     _attention(block.attention, region)
     if block.moe is not None:
         _moe(block.moe, region, split_experts=split_experts)
@@ -93,13 +89,13 @@ def _block(block: Block, region: _Region, *, split_experts: bool) -> None:
 
 def apply_tensor_parallel(model: Decoder, mesh: DeviceMesh, axis: Axis, *, split_experts: bool) -> None:
     """Shards everything but the experts over the 1-D ``mesh``; ``split_experts`` says that etp = tp."""
-    region = _Region(mesh, partial(gather_sequence, axis=axis), partial(scatter_sequence, axis=axis))
+    region = _Region(mesh, *sequence_moves(axis))
     place(model.embed_tokens, "weight", mesh, Shard(0))
     model.embed_tokens.lookup = _lookup(axis)
     for block in model.layers:
         assert isinstance(block, Block)
         _block(block, region, split_experts=split_experts)
-    place(model.head.norm, "weight", mesh, Replicate())
+    _replicate(model.head.norm, mesh)
     if model.tied:
         model.tie()
     else:
