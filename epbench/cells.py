@@ -71,11 +71,12 @@ class ModelSpec(Frozen):
         """Parameters of one expert: gate, up and down projection."""
         return 3 * self.hidden_size * self.moe_intermediate_size
 
-    def _parameters(self, experts_per_layer: int) -> int:
+    def _parameters(self, routed_experts: int) -> int:
         heads = self.num_attention_heads + self.num_key_value_heads
         attention = 2 * self.hidden_size * self.head_dim * heads
         norms = 2 * self.hidden_size + 2 * self.head_dim
-        moe = self.hidden_size * self.num_experts + experts_per_layer * self.expert_parameters
+        experts = routed_experts + self.n_shared_experts
+        moe = self.hidden_size * self.num_experts + experts * self.expert_parameters
         dense = 3 * self.hidden_size * self.intermediate_size
         blocks = self.num_layers * (attention + norms)
         blocks += self.num_moe_layers * moe + (self.num_layers - self.num_moe_layers) * dense

@@ -5,8 +5,9 @@ Tokens a second are a fact; FLOP/s are tokens a second times a convention, and t
 counting the **causal** half that a flash kernel computes (NVIDIA). Both are given, and always named.
 
 Linear layers count 6 FLOPs per active matrix entry and token (2 forward, 4 backward): attention projections,
-router, the experts a token visits, dense feed-forward and lm_head. The embedding is a lookup and the norms
-are not matrices: neither counts. What activation checkpointing recomputes is not useful work: not counted.
+router, the experts a token visits (shared ones too), dense feed-forward and lm_head. The embedding is a lookup
+and the norms are not matrices: neither counts. Nor does what activation checkpointing recomputes: that is not
+useful work.
 """
 
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def _active_matrix_entries(model: ModelSpec) -> int:
     query_and_output = 2 * model.num_attention_heads * model.head_dim
     key_and_value = 2 * model.num_key_value_heads * model.head_dim
     attention = model.hidden_size * (query_and_output + key_and_value)
-    moe = model.hidden_size * model.num_experts + model.num_experts_per_tok * model.expert_parameters
+    experts = model.num_experts_per_tok + model.n_shared_experts
+    moe = model.hidden_size * model.num_experts + experts * model.expert_parameters
     dense = 3 * model.hidden_size * model.intermediate_size
     num_dense_layers = model.num_layers - model.num_moe_layers
     blocks = model.num_layers * attention + model.num_moe_layers * moe + num_dense_layers * dense

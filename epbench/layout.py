@@ -145,8 +145,27 @@ def _sizes(case: _Case) -> Iterator[str]:
             f"num_attention_heads = {model.num_attention_heads} is not a multiple of "
             f"num_key_value_heads = {model.num_key_value_heads}"
         )
+    yield from _groups(model)
     if model.head_dim % 2:
         yield f"head_dim = {model.head_dim} is odd, and rotary embeddings need pairs"
+
+
+def _groups(model: "ModelSpec") -> Iterator[str]:
+    """A token chooses its experts within groups, and a group is judged by its two best experts."""
+    groups, kept, experts = model.n_group, model.topk_group, model.num_experts
+    if kept > groups:
+        yield f"topk_group = {kept} exceeds n_group = {groups}"
+    if experts % groups:
+        yield _not_a_multiple("num_experts", experts, "n_group", groups)
+        return
+    size = experts // groups
+    if groups > 1 and size < 2:
+        yield f"n_group = {groups} leaves {size} expert a group, and a group is judged by its two best experts"
+    if groups > 1 and kept <= groups and model.num_experts_per_tok > kept * size:
+        yield (
+            f"num_experts_per_tok = {model.num_experts_per_tok} exceeds the {kept * size} experts of "
+            f"topk_group = {kept} groups"
+        )
 
 
 def _world(case: _Case) -> Iterator[str]:
@@ -215,6 +234,8 @@ def _tensor(case: _Case) -> Iterator[str]:
     }
     if model.num_moe_layers < model.num_layers:
         sizes["intermediate_size"] = model.intermediate_size
+    if model.num_moe_layers and model.n_shared_experts:
+        sizes["n_shared_experts x moe_intermediate_size"] = model.n_shared_experts * model.moe_intermediate_size
     for name, size in sizes.items():
         if size % tp:
             yield _not_a_multiple(name, size, "tp", tp)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from epbench.cells import ModelSpec
 from epbench.model.layers import Linear
 
-__all__ = ["Router", "within_best_groups"]
+__all__ = ["Router", "within_best_groups", "zero_biases"]
 
 _LEAST_SUM = 1e-20  # as published: scores of forced experts may all have vanished
 
@@ -40,7 +40,7 @@ class Router(nn.Module):
     """Chooses K experts per token. ``forced_ids`` [T, K], if set, replaces the choice but not the scores.
 
     ``last_ids`` [T, K] keeps the last choice for the record of realised load; allocated by whoever wants it.
-    ``e_score_correction_bias`` [E] fp32 exists if the model updates it, and is zero once :meth:`zero_bias` ran.
+    ``e_score_correction_bias`` [E] fp32 exists if the model updates it, and is zero once :func:`zero_biases` ran.
     """
 
     e_score_correction_bias: Tensor | None
@@ -55,11 +55,6 @@ class Router(nn.Module):
         self.register_buffer("e_score_correction_bias", torch.zeros(model.num_experts) if biased else None)
         self.forced_ids: Tensor | None = None
         self.last_ids: Tensor | None = None
-
-    def zero_bias(self) -> None:
-        """The bias as training starts it; a model that was made on the meta device has none until then."""
-        if self.e_score_correction_bias is not None:
-            self.e_score_correction_bias.zero_()
 
     def choose(self, scores_TE: Tensor) -> Tensor:
         """Expert ids [T, K] int64: the best by score and bias, within the best groups. Has no gradient."""
@@ -88,3 +83,10 @@ class Router(nn.Module):
         """Keeps the choice in ``last_ids``; called outside of compiled and of repeated code."""
         if self.last_ids is not None:
             self.last_ids.copy_(ids_TK)
+
+
+def zero_biases(model: nn.Module) -> None:
+    """Correction biases as training starts them; a model that was made on the meta device has none until then."""
+    for module in model.modules():
+        if isinstance(module, Router) and module.e_score_correction_bias is not None:
+            module.e_score_correction_bias.zero_()

@@ -4,7 +4,7 @@ AdamW works element by element, so it needs no mesh: it runs on plain tensors th
 That keeps one fused kernel for parameters of different meshes, which a DTensor parameter group refuses to mix.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ class ShardedAdamW:
                 self._shards[param].grad = grad
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def before_step(self, hook: Callable[[], None]) -> None:
+        """Runs ``hook`` at the start of every step: torch's step pre-hook, without its arguments."""
+        self._optimizer.register_step_pre_hook(lambda *_: hook())
 
     @property
     def state_bytes(self) -> int:

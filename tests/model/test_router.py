@@ -9,7 +9,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 from epbench.cells import ModelSpec
-from epbench.model.router import Router, within_best_groups
+from epbench.model.router import Router, within_best_groups, zero_biases
 from epbench.runner.reference import PlainRouter
 from tests.model.compare import assert_same
 
@@ -214,7 +214,7 @@ def test_a_bias_exists_only_where_it_is_updated_and_starts_at_zero() -> None:
     assert _router().e_score_correction_bias is None
     with torch.device("meta"):
         router = Router(_sigmoid_spec())
-    router.to_empty(device="cpu").zero_bias()
+    zero_biases(router.to_empty(device="cpu"))
     assert router.e_score_correction_bias is not None
     assert router.e_score_correction_bias.dtype == torch.float32
     assert router.e_score_correction_bias.tolist() == [0.0] * 16

@@ -40,6 +40,14 @@ LAYOUTS = {
     "tp4-ep4": Layout(tp=4, ep=4),
 }
 
+SIGMOID: dict[str, Any] = {
+    "scoring_func": "sigmoid",
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+    "router_bias_update_rate": 0.05,
+}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "kv heads repeated beyond cp": {"layout": "cp4", "model": {"num_key_value_heads": 2}},
     "experts cut on their width by FSDP": {"layout": "dp4-ep2", "model": {"num_experts": 2}},
@@ -48,6 +56,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "forced routing": {"layout": "dp2-tp2-ep2-etp2", "routing": "round_robin"},
     "no clipping": {"layout": "dp4-ep4", "train": {"max_grad_norm": 0.0}},
     "weights kept after forward": {"layout": "dp2-cp2-ep2", "train": {"reshard_after_forward": False}},
+    "sigmoid scores, groups and a moving bias": {"layout": "dp2-tp2-ep4", "model": SIGMOID},
+    "a moving bias where tp ranks route the same tokens": {"layout": "dp2-tp2-ep2-etp2", "model": SIGMOID},
+    "shared experts beside sequence-sharded tokens": {"layout": "dp2-tp2-ep2", "model": {"n_shared_experts": 2}},
+    "shared experts summed with split ones": {"layout": "dp2-tp2-ep2-etp2", "model": {"n_shared_experts": 1}},
+    "shared experts under cp": {"layout": "dp2-cp2-ep4", "model": {"n_shared_experts": 1}},
+    "scores before experts": {"layout": "dp4-ep4", "model": {"score_before_experts": True}},
+    "scores before split experts, forced": {
+        "layout": "dp2-tp2-ep2-etp2",
+        "routing": "round_robin",
+        "model": {"score_before_experts": True},
+    },
+    "all of it, repeated in backward": {
+        "layout": "cp2-tp2-ep4",
+        "model": {**SIGMOID, "n_shared_experts": 2, "score_before_experts": True},
+        "train": {"micro_batch_size": 2, "activation_checkpointing": "full"},
+    },
 }
 
 
