@@ -5,13 +5,14 @@ The tree, with the exit code that the command line turns each into::
     EpbenchError                 2
     ├── ScenarioError            2   a scenario file or an option says something impossible
     │   └── LayoutError          2   a layout slug or a set of degrees is malformed
+    ├── CheckpointError          2   a directory of weights is missing, damaged or of another model
     ├── RunError                 2   a run directory is missing, incomplete or of another schema
     └── UnfitMachineError        6   the machine cannot run or measure what was asked
 
 Each message says what is wrong, where, and what to do about it, in one sentence a person can act on.
 """
 
-__all__ = ["EpbenchError", "LayoutError", "RunError", "ScenarioError", "UnfitMachineError"]
+__all__ = ["CheckpointError", "EpbenchError", "LayoutError", "RunError", "ScenarioError", "UnfitMachineError"]
 
 
 class EpbenchError(Exception):
@@ -26,6 +27,10 @@ class ScenarioError(EpbenchError):
 
 class LayoutError(ScenarioError):
     """A layout is malformed (not merely illegal for a model: that is a ``skipped`` row)."""
+
+
+class CheckpointError(EpbenchError):
+    """A checkpoint directory cannot be read, or holds another model than the one to fill."""
 
 
 class RunError(EpbenchError):

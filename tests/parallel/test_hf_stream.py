@@ -1,0 +1,267 @@
+"""Files -> shards -> files, bit for bit, on one rank and on four; what is read, what is held, who can consume it.
+
+The weights are random bits, NaNs with payloads, infinities and -0.0 among them: a sum of floats on the way, or a
+wrong shard, cannot pass.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.profiler import ProfilerActivity, profile
+
+from epbench.cells import Cell, ModelSpec, TrainSpec
+from epbench.errors import CheckpointError
+from epbench.hf_config import INDEX, model_spec
+from epbench.layout import Layout
+from epbench.model.decoder import Decoder
+from epbench.model.hf_names import hf_order
+from epbench.model.hf_weights import load_hf_weights
+from epbench.parallel.hf_stream import Bucket, save_hf_weights, stream_hf_weights
+from tests.checkpoints import SMALL, bits, read_all, write_random_bits
+from tests.ranks import run_on_ranks
+
+BUCKET_BYTES = 16_000  # the embedding has 12288
+LAYOUTS = {
+    "dp4": Layout(dp_shard=4),
+    "dp4-ep4, no FSDP of experts": Layout(dp_shard=4, ep=4),
+    "dp2-tp2-ep2": Layout(dp_shard=2, tp=2, ep=2),
+    "dp2-tp2-etp2": Layout(dp_shard=2, tp=2, etp=2),
+    "dp2-tp2-ep2-etp2": Layout(dp_shard=2, tp=2, ep=2, etp=2),
+    "rep2-dp2-ep2": Layout(dp_replicate=2, dp_shard=2, ep=2),
+    "rep2-tp2, pieces held four times": Layout(dp_replicate=2, tp=2),
+    "cp2-tp2-ep2": Layout(cp=2, tp=2, ep=2),
+}
+WIDE_EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1}  # fewer than efsdp x ep: FSDP cuts their width
+
+
+class Trip(NamedTuple):
+    """What one rank saw on the way from files to shards to whole tensors."""
+
+    read_bytes: int
+    held_bytes: int
+    names: list[str]
+    wrong: list[str]
+    largest_bucket: int
+
+
+def _counting(read: list[int]) -> Callable[..., Any]:
+    """``safe_open`` that gives slices only, and notes the bytes of each."""
+    from safetensors import safe_open
+
+    class Slice:
+        def __init__(self, part: Any) -> None:
+            self.get_shape, self.get_dtype, self._part = part.get_shape, part.get_dtype, part
+
+        def __getitem__(self, index: Any) -> Tensor:
+            piece: Tensor = self._part[index]
+            read.append(piece.nbytes)
+            return piece
+
+    class File:
+        def __init__(self, path: Path, framework: str) -> None:
+            self._file: Any = safe_open(path, framework=framework)
+            self.keys = self._file.keys
+
+        def __enter__(self) -> "File":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def get_slice(self, name: str) -> Slice:
+            return Slice(self._file.get_slice(name))
+
+    return File
+
+
+def _built(layout: Layout, spec: ModelSpec) -> Decoder:
+    from epbench.stacks.protocol import World
+    from epbench.stacks.qwen3_moe import build
+
+    rank = dist.get_rank()
+    cell = Cell(layout=layout, model=spec, train=TrainSpec(seq_len=16, global_batch_size=4))
+    return build(cell, World(rank, dist.get_world_size(), rank, torch.device("cpu"))).model
+
+
+def _trip(layout: Layout, directory: Path) -> Trip:
+    """Reads a checkpoint into a layout and compares the stream with the files."""
+    read: list[int] = []
+    with patch("epbench.model.hf_weights.safe_open", _counting(read)):
+        model = _built(layout, model_spec(directory))
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    files, names, wrong, largest = read_all(directory), [], [], 0
+    for bucket in stream_hf_weights(model, BUCKET_BYTES):
+        names += [name for name, _ in bucket]
+        wrong += [name for name, whole in bucket if not torch.equal(bits(whole), bits(files[name]))]
+        largest = max(largest, sum(whole.nbytes for _, whole in bucket))
+    return Trip(sum(read), sum(part.nbytes for part in held), names, wrong, largest)
+
+
+def _trips(directories: dict[str, Path]) -> dict[str, Trip]:
+    trips = {name: _trip(layout, directories["small"]) for name, layout in LAYOUTS.items()}
+    trips["experts cut on their width"] = _trip(Layout(dp_shard=4, ep=2), directories["wide"])
+    trips["tied embeddings"] = _trip(Layout(dp_shard=4, ep=2), directories["tied"])
+    return trips
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    sizes: dict[str, dict[str, Any]] = {"small": {}, "wide": WIDE_EXPERTS, "tied": {"tie_word_embeddings": True}}
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: write_random_bits(root / name, SMALL.model_copy(update=each)) for name, each in sizes.items()}
+
+
+def test_every_layout_gives_the_files_back_and_reads_only_what_it_keeps(directories: dict[str, Path]) -> None:
+    ranks: list[dict[str, Trip]] = run_on_ranks(4, _trips, directories)
+    assert len(ranks[0]) == len(LAYOUTS) + 2
+    for case in ranks[0]:
+        files = read_all(
+            directories[{"tied embeddings": "tied", "experts cut on their width": "wide"}.get(case, "small")]
+        )
+        trips = [rank[case] for rank in ranks]
+        for trip in trips:
+            assert trip.wrong == [], f"{case}: other bits in {trip.wrong}"
+            assert trip.names == sorted(files, key=hf_order), case
+            assert trip.read_bytes == trip.held_bytes, f"{case}: read {trip.read_bytes}, kept {trip.held_bytes}"
+            assert trip.largest_bucket <= BUCKET_BYTES, case
+        total = sum(whole.nbytes for whole in files.values())
+        assert max(trip.read_bytes for trip in trips) < 0.75 * total, f"{case}: nobody reads it all"
+
+
+def test_one_rank_without_a_process_group_gives_the_files_back(directories: dict[str, Path]) -> None:
+    model = Decoder(SMALL)
+    load_hf_weights(model, directories["small"])
+    files = read_all(directories["small"])
+    streamed = dict(pair for bucket in stream_hf_weights(model, BUCKET_BYTES) for pair in bucket)
+    assert streamed.keys() == files.keys()
+    assert all(torch.equal(bits(whole), bits(files[name])) for name, whole in streamed.items())
+
+
+def test_a_tensor_larger_than_a_bucket_is_refused_by_name_before_anything_is_sent() -> None:
+    with pytest.raises(ValueError, match=r"model\.embed_tokens\.weight has 12288 bytes, which no bucket of 12287"):
+        stream_hf_weights(Decoder(SMALL), 12_287)
+    assert list(stream_hf_weights(Decoder(SMALL).requires_grad_(False), 12_288))
+
+
+def test_streamed_weights_are_cast_where_asked() -> None:
+    torch.manual_seed(0)
+    model = Decoder(SMALL)
+    for param in model.parameters():
+        torch.nn.init.normal_(param)
+    narrow = dict(pair for bucket in stream_hf_weights(model, 6_144, dtype=torch.bfloat16) for pair in bucket)
+    assert torch.equal(narrow["lm_head.weight"], model.head.weight.bfloat16())
+    down = "model.layers.1.mlp.experts.11.down_proj.weight"
+    assert torch.equal(narrow[down], model.get_parameter("layers.1.moe.experts.w2")[11].bfloat16())
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _risen(take: Callable[[Iterator[Bucket]], object], model: Decoder, directory: str) -> int:
+    """How far this rank's allocated memory rose above its start while a stream was taken."""
+    from epbench.measure.memory import peak_rise_bytes
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        take(stream_hf_weights(model, BUCKET_BYTES))
+    path = Path(directory) / f"memory-{dist.get_rank()}.json"
+    profiler.export_chrome_trace(str(path))
+    return peak_rise_bytes(json.loads(path.read_bytes())["traceEvents"])
+
+
+def _one_after_the_other(stream: Iterator[Bucket]) -> None:
+    for bucket in stream:
+        assert bucket
+
+
+def _peaks(checkpoint: Path, directory: str) -> tuple[int, int]:
+    model = _built(LAYOUTS["dp2-tp2-ep2"], model_spec(checkpoint))
+    return _risen(_one_after_the_other, model, directory), _risen(list, model, directory)
+
+
+def test_a_stream_holds_two_buckets_at_most(directories: dict[str, Path], tmp_path: Path) -> None:
+    """The consumer's and the next one; a consumer that keeps all holds all, and is seen to."""
+    total = sum(whole.nbytes for whole in read_all(directories["small"]).values())
+    for peak, kept in run_on_ranks(4, _peaks, directories["small"], str(tmp_path)):
+        assert BUCKET_BYTES < peak <= 2 * BUCKET_BYTES, f"{peak / BUCKET_BYTES:.2f} buckets"
+        assert kept >= total, "the measure sees memory that is kept"
+
+
+# ---------------------------------------------------------------- a consumer
+
+
+def _consume(pipe: Connection, directory: Path) -> None:
+    """A process of its own: takes (name, shape, bytes) until None, answers with what differs from the files."""
+    files, wrong, seen = read_all(directory), [], set()
+    while (message := pipe.recv()) is not None:
+        name, shape, content = message
+        expected = bits(files[name])
+        got = torch.frombuffer(bytearray(content), dtype=expected.dtype).view(shape)
+        seen.add(name)
+        wrong += [] if torch.equal(got, expected) else [name]
+    pipe.send((wrong, sorted(files.keys() - seen)))
+
+
+def _send(checkpoint: Path, pipe: Connection) -> None:
+    model = _built(LAYOUTS["dp2-tp2-ep2-etp2"], model_spec(checkpoint))
+    for bucket in stream_hf_weights(model, BUCKET_BYTES):
+        if dist.get_rank() == 0:
+            for name, whole in bucket:
+                pipe.send((name, tuple(whole.shape), bits(whole).numpy().tobytes()))
+    if dist.get_rank() == 0:
+        pipe.send(None)
+
+
+def test_streamed_weights_reach_a_consumer_process_bit_for_bit(directories: dict[str, Path]) -> None:
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    consumer = context.Process(target=_consume, args=(theirs, directories["small"]), daemon=True)
+    consumer.start()
+    try:
+        run_on_ranks(4, _send, directories["small"], ours)
+        assert ours.poll(60), "the consumer does not answer"
+        assert ours.recv() == ([], [])
+    finally:
+        consumer.kill()
+        consumer.join()
+
+
+# ---------------------------------------------------------------- files
+
+
+def _save(checkpoint: Path, directory: Path) -> str | None:
+    model = _built(LAYOUTS["dp2-tp2-ep2"], model_spec(checkpoint))
+    save_hf_weights(model, directory, shard_bytes=BUCKET_BYTES)
+    try:
+        save_hf_weights(model, directory, shard_bytes=BUCKET_BYTES)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def test_four_ranks_write_a_checkpoint_with_the_same_bits(directories: dict[str, Path], tmp_path: Path) -> None:
+    source, target = directories["small"], tmp_path / "written" / "here"
+    refusals = run_on_ranks(4, _save, source, target)
+    assert refusals[0] == f"{target}: holds a checkpoint already; remove it, or write elsewhere"
+    assert set(refusals[1:]) == {"rank 0 cannot write the checkpoint; its message says why"}
+
+    written, files = read_all(target), read_all(source)
+    assert written.keys() == files.keys()
+    assert all(torch.equal(bits(written[name]), bits(files[name])) for name in files)
+    origin = {"preset": target.name, "checkpoint": str(target)}
+    assert model_spec(target) == model_spec(source).model_copy(update=origin)
+    shards = sorted(path.name for path in target.glob("*.safetensors"))
+    count = len(shards)
+    assert count > 2
+    assert shards == [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    index = json.loads((target / INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(whole.nbytes for whole in files.values())
+    assert set(index["weight_map"].values()) == set(shards)
