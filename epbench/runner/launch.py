@@ -20,6 +20,7 @@ from epbench.runner.progress import Progress, make_progress
 from epbench.runner.schedule import Budget
 from epbench.runner.server import launch_variables
 from epbench.runner.session import Interrupt, Session
+from epbench.stack_support import require_installed
 from epbench.store import CellEntry, RunDirectory, create_run, open_run
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
         variables=launch_variables(device),
     )
     selected = _selected(scenario, options.only)
+    require_installed(entry.cell.train.stack for entry in selected)
     run = _open(scenario, options, environment, reason)
     for entry in _entries(scenario):
         run.write_cell(entry)
