@@ -18,6 +18,7 @@ from epbench.scenario_matrix import (
     slug_without_dp,
 )
 from epbench.scenario_schema import build_model, build_train, canonical_mode, canonical_routing, not_yet
+from epbench.stack_support import check_stack, unsupported
 from epbench.wording import either, shown
 
 __all__ = ["PlannedCell", "plan_cells"]
@@ -86,6 +87,7 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
     world_size = _world_size(merged.get("world_size", document.tables.get("world_size")), where=where)
     model = build_model(_part(merged, "model"), where=where)
     train = build_train(_part(merged, "train"), where=where)
+    check_stack(train.stack, where=where)
     _refuse_fixed(base, setting, where=where)
     train, reasons = _on_device(train, setting, device=document.device)
     routing = canonical_routing(merged.get("routing", "natural"), where=where)
@@ -102,7 +104,7 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
             train=train,
             expect=_expect(merged.get("expect", "ok"), where=where),
         )
-        broken = violations(layout, world_size=world_size, model=model, train=train)
+        broken = violations(layout, world_size=world_size, model=model, train=train) + unsupported(cell)
         yield PlannedCell(cell, "; ".join(reasons + broken) or None, world_size)
 
 
