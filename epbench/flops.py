@@ -57,10 +57,11 @@ class Tflops:
     full: float
 
 
-def flops_per_token(model: ModelSpec, *, seq_len: int) -> Flops:
+def flops_per_token(model: ModelSpec, *, seq_len: float) -> Flops:
     """FLOPs of one token of a sequence of ``seq_len``, forward + backward.
 
-    Attention forward is 2 matmuls (scores, values) of 2 * seq_len * heads * head_dim; backward is twice that.
+    Attention forward is 2 matmuls (scores, values) of 2 * seq_len * heads * head_dim; backward is twice that. Where
+    documents are packed, ``seq_len`` is :func:`epbench.packing.attended_length`: squares are counted, not rows.
     """
     attention = 12.0 * model.num_layers * seq_len * model.num_attention_heads * model.head_dim
     return Flops(linear=6.0 * _active_matrix_entries(model), attention_full=attention)
@@ -79,7 +80,7 @@ def _active_matrix_entries(model: ModelSpec) -> int:
     return blocks + model.vocab_size * model.hidden_size
 
 
-def tflops(model: ModelSpec, *, seq_len: int, tokens_per_s_per_rank: float) -> Tflops:
+def tflops(model: ModelSpec, *, seq_len: float, tokens_per_s_per_rank: float) -> Tflops:
     """TFLOP/s of one rank that trains ``tokens_per_s_per_rank``."""
     flops = flops_per_token(model, seq_len=seq_len)
     return Tflops(

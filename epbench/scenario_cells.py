@@ -19,6 +19,7 @@ from epbench.scenario_matrix import (
 )
 from epbench.scenario_schema import build_model, build_train, canonical_mode, canonical_routing, not_yet
 from epbench.stack_support import check_stack, unsupported
+from epbench.token_file import check_token_file
 from epbench.wording import either, shown
 
 __all__ = ["PlannedCell", "plan_cells"]
@@ -86,7 +87,7 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
     merged = ({} if explicit else {"model.preset": "tiny"}) | base | setting
     world_size = _world_size(merged.get("world_size", document.tables.get("world_size")), where=where)
     model = build_model(_part(merged, "model"), where=where)
-    train = build_train(_part(merged, "train"), where=where)
+    train = _with_tokens(build_train(_part(merged, "train"), where=where), model, document)
     check_stack(train.stack, where=where)
     _refuse_fixed(base, setting, where=where)
     train, reasons = _on_device(train, setting, device=document.device)
@@ -106,6 +107,18 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
         )
         broken = violations(layout, world_size=world_size, model=model, train=train) + unsupported(cell)
         yield PlannedCell(cell, "; ".join(reasons + broken) or None, world_size)
+
+
+def _with_tokens(train: TrainSpec, model: ModelSpec, document: Document) -> TrainSpec:
+    """``train.data`` as a checked path that ranks can open, wherever they are started."""
+    if train.data == "random":
+        return train
+    path = (document.path.parent / train.data).resolve()
+    try:
+        check_token_file(path, train, vocab_size=model.vocab_size)
+    except ScenarioError as error:
+        raise ScenarioError(f"{document.where}: train.data: {error}") from None
+    return train.model_copy(update={"data": str(path)})
 
 
 def _part(setting: Setting, table: str) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from epbench.cells import ModelSpec
+from epbench.cells import ModelSpec, TrainSpec
 from epbench.flops import flops_per_token
+from epbench.packing import attended_length
 from epbench.records import CellResult, CollectiveRow, CompileRecord, VerifyRecord
 from epbench.report.comparison import Compared, launch_spread, speed_ratio, step_launches
 from epbench.report.text import (
@@ -328,10 +329,10 @@ def _sizes(cell: CellResult) -> tuple[Value, Value, Value]:
     """Total and active parameters in billions, and causal GFLOP a token; unknown for a foreign model."""
     known = {key: value for key, value in cell.model.items() if key in ModelSpec.model_fields}
     try:
-        model = ModelSpec.model_validate(known)
+        model, train = ModelSpec.model_validate(known), TrainSpec.model_validate(cell.train)
     except ValidationError:
         return Value(UNKNOWN), Value(UNKNOWN), Value(UNKNOWN)
-    flops = flops_per_token(model, seq_len=int(cell.train.get("seq_len", 0)))
+    flops = flops_per_token(model, seq_len=attended_length(train))
     return (
         _number(model.total_parameters / 1e9),
         _number(model.active_parameters / 1e9),

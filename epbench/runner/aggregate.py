@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from epbench.analysis.statistics import launch_interval
 from epbench.cells import Cell
 from epbench.flops import mfu, tflops
+from epbench.packing import attended_length
 from epbench.records import CellResult, EnvironmentRecord, LaunchValue, Outcome
 from epbench.runner.launched import LaunchRecord
 from epbench.store import CellEntry, result_of
@@ -100,7 +101,7 @@ def _numbers(cell: Cell, launches: Sequence[LaunchRecord], environment: Environm
     if step is None:
         return {}
     rate = cell.tokens_per_step / (step.value * cell.world_size)
-    speed = tflops(cell.model, seq_len=cell.train.seq_len, tokens_per_s_per_rank=rate)
+    speed = tflops(cell.model, seq_len=attended_length(cell.train), tokens_per_s_per_rank=rate)
     found: dict[str, object] = {
         "step_s": step.value,
         "step_s_low": step.low,

@@ -72,6 +72,7 @@ def shrink(cell: Cell) -> Cell:
         "global_batch_size": layout.data_ranks * micro_batch * micro_batches,
         "compute_dtype": "fp32",
         "reduce_dtype": "fp32",
+        "data": "random",  # a file's token ids are beyond the small vocabulary
     }
     return cell.model_copy(update={"model": _shrink_model(cell), "train": train.model_copy(update=settings)})
 

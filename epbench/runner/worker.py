@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from epbench.errors import ScenarioError
+from epbench.packing import NUM_BATCHES
 from epbench.runner.processes import die_with_parent
 from epbench.runner.ranklog import RankLog
 from epbench.runner.spec import LaunchSpec
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "run_rank"]
 
-NUM_BATCHES = 8  # used in turn; the first five losses are compared across layouts
 _STAND_BACK_S = 2.0
 
 

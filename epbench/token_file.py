@@ -1,0 +1,58 @@
+"""Token files: one NumPy array of token ids, one text after the other, mapped into memory and never read whole.
+
+Row r of step s holds tokens (s x rows a step + r) x seq_len onwards and one more, the last label; what lies beyond
+the end of the file is its beginning again. So a step's tokens depend on the scenario only, never on the layout.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from epbench.cells import TrainSpec
+from epbench.errors import ScenarioError
+from epbench.packing import NUM_BATCHES
+from epbench.wording import place
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["check_token_file", "open_tokens", "token_rows"]
+
+
+def open_tokens(path: Path | str) -> "np.ndarray[Any, Any]":
+    """The array in a .npy file, mapped; raises ScenarioError if it is not one dimension of integers."""
+    import numpy as np
+
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise ScenarioError(f"{place(path)}: cannot be read: {(error.strerror or 'it is cut short').lower()}") from None
+    except (ValueError, EOFError):
+        raise ScenarioError(f"{place(path)}: is not a NumPy array of token ids (numpy.save writes one)") from None
+    if not isinstance(tokens, np.ndarray):
+        raise ScenarioError(f"{place(path)}: holds several arrays; a token file is one, written by numpy.save")
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        found = f"{tokens.ndim} dimensions of {tokens.dtype}"
+        raise ScenarioError(f"{place(path)}: token ids must be one dimension of integers, not {found}")
+    return tokens
+
+
+def token_rows(tokens: "np.ndarray[Any, Any]", train: TrainSpec, *, step: int) -> "np.ndarray[Any, Any]":
+    """The tokens of one step, int64 [global_batch_size, seq_len + 1]."""
+    import numpy as np
+
+    first = (step * train.global_batch_size + np.arange(train.global_batch_size)) * train.seq_len
+    places = first[:, None] + np.arange(train.seq_len + 1)
+    return tokens.take(places, mode="wrap").astype(np.int64)
+
+
+def check_token_file(path: Path, train: TrainSpec, *, vocab_size: int) -> None:
+    """Raises ScenarioError unless the file gives every batch of a launch token ids below ``vocab_size``."""
+    tokens = open_tokens(path)
+    if len(tokens) <= train.seq_len:
+        need = f"a sequence of {train.seq_len} tokens and its last label need {train.seq_len + 1}"
+        raise ScenarioError(f"{place(path)}: has {len(tokens)} tokens; {need}")
+    used = tokens[: NUM_BATCHES * train.global_batch_size * train.seq_len + 1]
+    lowest, highest = int(used.min()), int(used.max())
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise ScenarioError(f"{place(path)}: has token id {wrong}; the model's vocabulary is 0 to {vocab_size - 1}")
