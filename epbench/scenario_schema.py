@@ -5,12 +5,14 @@ told apart from a wrong one (:func:`not_yet`), because it makes a ``skipped`` ro
 """
 
 import re
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
 from epbench.cells import PRESETS, Frozen, MeasureSpec, Mode, ModelSpec, TrainSpec
-from epbench.errors import ScenarioError
+from epbench.errors import CheckpointError, ScenarioError
+from epbench.hf_config import model_spec, weight_files
 from epbench.wording import either, shown, suggestion
 
 __all__ = [
@@ -51,7 +53,6 @@ _SIZES = (  # what describes a model when no preset does
 )
 _BUILT: dict[str, tuple[object, ...]] = {
     "routing": ("natural", "round_robin"),
-    "model.checkpoint": (None,),
     "model.tie_word_embeddings": (False,),
     "train.compute_dtype": ("fp32", "bf16"),
     "train.master_dtype": ("fp32",),
@@ -131,9 +132,8 @@ def not_yet(key: str, value: object) -> str | None:
     """Why ``value`` of ``key`` (``train.dispatcher``, ``routing``, ...) is not built; None if it is."""
     if key not in _BUILT or value in _BUILT[key]:
         return None
-    built = [item for item in _BUILT[key] if item is not None]
-    exists = f"this version has {either(_toml(item) for item in built)}" if built else "leave it out"
-    return f"not yet: {key} = {_toml(value)} ({exists})"
+    exists = either(_toml(item) for item in _BUILT[key])
+    return f"not yet: {key} = {_toml(value)} (this version has {exists})"
 
 
 def _toml(value: object) -> str:
@@ -166,11 +166,14 @@ def canonical_routing(value: Any, *, where: str) -> str:
     return f"{match[1]}:{parameter:g}"
 
 
-def build_model(values: dict[str, Any], *, where: str) -> ModelSpec:
+def build_model(values: dict[str, Any], *, where: str, base: Path) -> ModelSpec:
     """The model of a preset with ``values`` over it; without a preset ``values`` must give every size.
 
-    Overriding ``num_layers`` keeps the preset's ``total_layers``, so that reports can say "4 of 48 layers".
+    With a checkpoint, a directory relative to ``base``, its config.json gives them. Overriding ``num_layers`` keeps
+    the preset's or the checkpoint's ``total_layers``, so that reports can say "4 of 48 layers".
     """
+    if "checkpoint" in values:
+        return _checkpoint_model(values, where=where, base=base)
     given = {name: value for name, value in values.items() if name != "preset"}
     if "preset" not in values and given:
         return _custom_model(given, where=where)
@@ -181,6 +184,27 @@ def build_model(values: dict[str, Any], *, where: str) -> ModelSpec:
     base = PRESETS[preset]
     model = _build(ModelSpec, base.model_dump() | given, where=where, prefix="model.")
     return model.model_copy(update={"total_layers": max(base.total_layers, model.num_layers)})
+
+
+def _checkpoint_model(values: dict[str, Any], *, where: str, base: Path) -> ModelSpec:
+    """The model of a checkpoint, whole or its first ``num_layers``; any other key must say what the file says."""
+    directory = values["checkpoint"]
+    if "preset" in values:
+        raise ScenarioError(f"{where}: model.preset and model.checkpoint both give the sizes; leave one out")
+    if not isinstance(directory, str) or not directory:
+        raise ScenarioError(f"{where}: model.checkpoint must be a directory, got {shown(directory)}")
+    try:
+        published = model_spec((base / directory).absolute())
+        weight_files(base / directory)
+    except CheckpointError as error:
+        raise ScenarioError(f"{where}: model.checkpoint: {error}") from None
+    given = {name: value for name, value in values.items() if name != "checkpoint"}
+    model = _build(ModelSpec, published.model_dump() | given, where=where, prefix="model.")
+    for name in given:
+        wanted, found = getattr(model, name), getattr(published, name)
+        if wanted != found and not (name == "num_layers" and wanted < found):
+            raise ScenarioError(f"{where}: model.{name} = {shown(wanted)}, but the checkpoint has {shown(found)}")
+    return model
 
 
 def _custom_model(given: dict[str, Any], *, where: str) -> ModelSpec:

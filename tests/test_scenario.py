@@ -243,7 +243,6 @@ def test_explicit_model(write: Write) -> None:
         ("train", 'master_dtype = "fp8"'),
         ("train", 'activation_checkpointing = "selective"'),
         ("train", 'overlap = "chunks:4"'),
-        ("model", 'checkpoint = "somewhere"\npreset = "tiny"'),
         ("model", 'tie_word_embeddings = true\npreset = "tiny"'),
     ],
 )

@@ -54,6 +54,7 @@ def _shrink_model(cell: Cell) -> ModelSpec:
             "head_dim": _at_most(model.head_dim, 16, 16),
             "vocab_size": _at_most(model.vocab_size, 512, 16 * layout.tp),
             "expert_initializer_scale": EXPERT_SCALE,
+            "checkpoint": None,  # its weights are of the published sizes
         }
     )
 
