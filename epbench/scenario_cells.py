@@ -86,7 +86,7 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
     explicit = any(key.startswith("model.") for key in base) or "model.checkpoint" in setting
     merged = ({} if explicit else {"model.preset": "tiny"}) | base | setting
     world_size = _world_size(merged.get("world_size", document.tables.get("world_size")), where=where)
-    model = build_model(_part(merged, "model"), where=where, base=document.path.parent)
+    model = build_model(_part(merged, "model"), where=where, root=document.path.parent)
     train = _with_tokens(build_train(_part(merged, "train"), where=where), model, document)
     check_stack(train.stack, where=where)
     _refuse_fixed(base, setting, where=where)

@@ -166,14 +166,14 @@ def canonical_routing(value: Any, *, where: str) -> str:
     return f"{match[1]}:{parameter:g}"
 
 
-def build_model(values: dict[str, Any], *, where: str, base: Path) -> ModelSpec:
+def build_model(values: dict[str, Any], *, where: str, root: Path) -> ModelSpec:
     """The model of a preset with ``values`` over it; without a preset ``values`` must give every size.
 
-    With a checkpoint, a directory relative to ``base``, its config.json gives them. Overriding ``num_layers`` keeps
+    With a checkpoint, a directory relative to ``root``, its config.json gives them. Overriding ``num_layers`` keeps
     the preset's or the checkpoint's ``total_layers``, so that reports can say "4 of 48 layers".
     """
     if "checkpoint" in values:
-        return _checkpoint_model(values, where=where, base=base)
+        return _checkpoint_model(values, where=where, root=root)
     given = {name: value for name, value in values.items() if name != "preset"}
     if "preset" not in values and given:
         return _custom_model(given, where=where)
@@ -186,7 +186,7 @@ def build_model(values: dict[str, Any], *, where: str, base: Path) -> ModelSpec:
     return model.model_copy(update={"total_layers": max(base.total_layers, model.num_layers)})
 
 
-def _checkpoint_model(values: dict[str, Any], *, where: str, base: Path) -> ModelSpec:
+def _checkpoint_model(values: dict[str, Any], *, where: str, root: Path) -> ModelSpec:
     """The model of a checkpoint, whole or its first ``num_layers``; any other key must say what the file says."""
     directory = values["checkpoint"]
     if "preset" in values:
@@ -194,8 +194,8 @@ def _checkpoint_model(values: dict[str, Any], *, where: str, base: Path) -> Mode
     if not isinstance(directory, str) or not directory:
         raise ScenarioError(f"{where}: model.checkpoint must be a directory, got {shown(directory)}")
     try:
-        published = model_spec((base / directory).absolute())
-        weight_files(base / directory)
+        published = model_spec((root / directory).absolute())
+        weight_files(root / directory)
     except CheckpointError as error:
         raise ScenarioError(f"{where}: model.checkpoint: {error}") from None
     given = {name: value for name, value in values.items() if name != "checkpoint"}
