@@ -3,7 +3,8 @@
 Training on short documents packs several into one row, and attention stays within each. How long they are
 decides what attention costs, so the lengths are drawn as text is found: lognormal, a median of a sixteenth of the
 row (256 tokens at 4096; at least 32) and sigma 1.2, with which one document in a hundred is longer than its row
-(exp(2.33 x 1.2) = 16) and is cut. That is a choice, not a fit to any corpus. Rows have about ten documents from 512 tokens on, fewer below.
+(exp(2.33 x 1.2) = 16) and is cut. That is a choice, not a fit to any corpus. A row of 512 tokens or more has about
+ten documents, a shorter one fewer.
 
 Bounds: no document has fewer than 16 tokens (a remainder that would is given to the last), none more than the
 row, and a row has at most 32, so that its list of ends has one static shape without being mostly filler.

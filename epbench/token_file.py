@@ -20,16 +20,14 @@ __all__ = ["check_token_file", "open_tokens", "token_rows"]
 
 def open_tokens(path: Path | str) -> "np.ndarray[Any, Any]":
     """The array in a .npy file, mapped; raises ScenarioError if it is not one dimension of integers."""
-    import numpy as np
+    from numpy.lib.format import open_memmap
 
     try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        tokens: np.ndarray[Any, Any] = open_memmap(path, mode="r")
     except OSError as error:
-        raise ScenarioError(f"{place(path)}: cannot be read: {(error.strerror or 'it is cut short').lower()}") from None
-    except (ValueError, EOFError):
+        raise ScenarioError(f"{place(path)}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+    except ValueError:
         raise ScenarioError(f"{place(path)}: is not a NumPy array of token ids (numpy.save writes one)") from None
-    if not isinstance(tokens, np.ndarray):
-        raise ScenarioError(f"{place(path)}: holds several arrays; a token file is one, written by numpy.save")
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         found = f"{tokens.ndim} dimensions of {tokens.dtype}"
         raise ScenarioError(f"{place(path)}: token ids must be one dimension of integers, not {found}")
