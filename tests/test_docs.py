@@ -6,7 +6,6 @@ Shell blocks (```sh) of README and docs are read line by line; ``epbench plan`` 
 import ast
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,13 +17,9 @@ import typer.main
 from typer.testing import CliRunner
 
 from epbench import errors
-from epbench.cells import Cell
 from epbench.cli import app
-from epbench.layout import Layout
-from epbench.records import VerifyRecord
 from epbench.runner.launch import EXIT_CELLS, EXIT_INTERRUPTED
 from epbench.scenario import load_scenario, preset_scenario
-from tests.ranks import run_on_ranks
 
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -185,27 +180,3 @@ def test_exit_codes() -> None:
     kinds = [kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)]
     raised = {kind.exit_code for kind in kinds if issubclass(kind, errors.EpbenchError)}
     assert documented == {0, 1, EXIT_CELLS, EXIT_INTERRUPTED} | raised
-
-
-# ---- the stack of the README ----
-
-
-def _verify(directory: str, rank_count: int) -> VerifyRecord:
-    import torch
-    import torch.distributed as dist
-
-    from epbench.runner.verify import verify_cell
-    from epbench.stacks.protocol import World
-
-    sys.path.insert(0, directory)
-    plain = Cell(layout=Layout(dp_replicate=rank_count))
-    train = plain.train.model_copy(update={"stack": "ddp_stack:build"})
-    world = World(dist.get_rank(), rank_count, dist.get_rank(), torch.device("cpu"))
-    return verify_cell(plain.model_copy(update={"train": train}), world, tolerance=1e-5)
-
-
-def test_stack_of_the_readme_computes_what_one_rank_computes(tmp_path: Path) -> None:
-    source = next(block.text for block in blocks("python") if "ddp_stack.py" in block.text)
-    (tmp_path / "ddp_stack.py").write_text(source, encoding="utf-8")
-    records: list[VerifyRecord] = run_on_ranks(2, _verify, str(tmp_path), 2)
-    assert all(record.scope == "full" and record.passed for record in records), records[0]
