@@ -33,9 +33,15 @@ def _norm_counts_replicas() -> AbstractContextManager[object]:
     return patch("epbench.parallel.gradients.num_replicas", lambda *_: 1)
 
 
+def _documents_see_each_other() -> AbstractContextManager[object]:
+    """Where documents end is known and nobody tells attention."""
+    return patch("epbench.stacks.qwen3_moe.packed", lambda whole, _: whole)
+
+
 PLANTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "nothing": nullcontext,
     "experts summed twice": _experts_summed_twice,
     "gate gradient of one rank": _gate_gradient_of_one_rank,
     "norm counts replicas": _norm_counts_replicas,
+    "documents see each other": _documents_see_each_other,
 }

@@ -48,6 +48,8 @@ SIGMOID: dict[str, Any] = {
     "router_bias_update_rate": 0.05,
 }
 
+PACKED: dict[str, Any] = {"seq_len": 96, "packing": "lognormal", "micro_batch_size": 2}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "kv heads repeated beyond cp": {"layout": "cp4", "model": {"num_key_value_heads": 2}},
     "experts cut on their width by FSDP": {"layout": "dp4-ep2", "model": {"num_experts": 2}},
@@ -72,6 +74,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": {**SIGMOID, "n_shared_experts": 2, "score_before_experts": True},
         "train": {"micro_batch_size": 2, "activation_checkpointing": "full"},
     },
+    "packed documents over chunks of the sequence": {
+        "layout": "cp4",
+        "model": {"num_key_value_heads": 2},
+        "train": PACKED,
+    },
+    "packed documents under tp and ep": {"layout": "dp2-tp2-ep4", "train": PACKED},
+    "packed documents, repeated in backward": {
+        "layout": "cp2-tp2-ep4",
+        "train": {**PACKED, "activation_checkpointing": "full"},
+    },
+    "packed documents, compiled": {"layout": "dp2-cp2-ep2", "mode": "compiled", "train": PACKED},
 }
 
 
@@ -146,3 +159,8 @@ def test_planted_mistake_is_noticed(plant: str, layout: str, parameter: str | No
     record = _parity(_cell(layout), plant=plant)
     assert record.passed is False, f"{plant} went unnoticed: {record}"
     assert parameter is None or parameter in str(record.worst_parameter), record
+
+
+def test_documents_that_see_each_other_are_noticed() -> None:
+    record = _parity(_cell("dp2-cp2", train=PACKED), plant="documents see each other")
+    assert record.passed is False, f"it went unnoticed: {record}"
