@@ -23,6 +23,7 @@ __all__ = [
     "LaunchValue",
     "MemoryBytes",
     "Outcome",
+    "OwnDtypeRecord",
     "Predicted",
     "RunRecord",
     "RunView",
@@ -122,6 +123,23 @@ class CompileRecord(Frozen):
     strategy: str | None = None
 
 
+class OwnDtypeRecord(Frozen):
+    """The layout in the cell's own dtype against one rank in fp32 with the same routing.
+
+    Errors are relative; a gradient's is the norm of its difference over its own norm.
+    """
+
+    dtype: str
+    loss_error: float
+    grad_error: float | None = None
+    worst_parameter: str | None = None
+    norm_error: float | None = None
+    loss_bound: float
+    grad_bound: float
+    norm_bound: float
+    passed: bool
+
+
 class VerifyRecord(Frozen):
     """The layout against one rank in fp32; errors relative (gradients to their largest entry)."""
 
@@ -132,6 +150,7 @@ class VerifyRecord(Frozen):
     norm_error: float | None = None
     step_error: float | None = Field(None, description="of the loss after one optimizer step")
     tolerance: float | None = None
+    own_dtype: OwnDtypeRecord | None = Field(None, description="None: the cell's dtype is fp32, or the stack cannot")
     passed: bool | None = None
 
 

@@ -57,6 +57,12 @@ def _verify(cell: CellResult) -> str:
         f"loss after one step {error(found.step_error)}",
         f"tolerance {error(found.tolerance)}",
     ]
+    if found.own_dtype is not None:
+        own = found.own_dtype
+        parts.append(
+            f"in {own.dtype} with the same routing {'passed' if own.passed else 'FAILED'}: loss {error(own.loss_error)}, "
+            f"gradients {error(own.grad_error)} by norm (bound {error(own.grad_bound)}), norm {error(own.norm_error)}"
+        )
     return ", ".join(parts)
 
 

@@ -6,7 +6,7 @@ from epbench.analysis.statistics import launch_interval
 from epbench.cells import Cell
 from epbench.flops import mfu, tflops
 from epbench.packing import attended_length
-from epbench.records import CellResult, EnvironmentRecord, LaunchValue, Outcome
+from epbench.records import CellResult, EnvironmentRecord, LaunchValue, Outcome, OwnDtypeRecord
 from epbench.runner.launched import LaunchRecord
 from epbench.store import CellEntry, result_of
 
@@ -81,7 +81,22 @@ def _why_wrong(launch: LaunchRecord) -> str:
     }
     tolerance = found.tolerance or 0.0
     beyond = [f"{name} off by {error:.1e}" for name, error in errors.items() if error and error > tolerance]
+    if not beyond and found.own_dtype is not None and not found.own_dtype.passed:
+        return _why_wrong_in(found.own_dtype)
     return f"differs from one rank: {', '.join(beyond) or 'not a number'} (tolerance {tolerance:.0e})"
+
+
+def _why_wrong_in(found: OwnDtypeRecord) -> str:
+    """The sentence for a layout that is right in fp32 and not in its own dtype."""
+    errors = (
+        ("loss", found.loss_error, found.loss_bound),
+        (f"gradient of {found.worst_parameter}", found.grad_error, found.grad_bound),
+        ("gradient norm", found.norm_error, found.norm_bound),
+    )
+    beyond = [
+        f"{name} off by {error:.1e} (bound {bound:.0e})" for name, error, bound in errors if error and error > bound
+    ]
+    return f"right in fp32, but in {found.dtype} differs from it: {', '.join(beyond) or 'not a number'}"
 
 
 def _is_expected(cell: Cell, outcome: Outcome) -> bool:

@@ -36,6 +36,7 @@ class PlainRouter(nn.Module):
         super().__init__()
         self.router, self.spec = router, spec
         self.bias = torch.zeros(spec.num_experts, device=router.gate.weight.device)
+        self.dictated: Tensor | None = None
         self.last_ids: Tensor | None = None
 
     def _scores(self, x_TD: Tensor) -> Tensor:
@@ -47,8 +48,9 @@ class PlainRouter(nn.Module):
 
     def _choice(self, scores_TE: Tensor) -> Tensor:
         """The first K of the experts in kept groups, by falling score plus bias."""
-        if self.router.forced_ids is not None:
-            return self.router.forced_ids
+        forced = self.router.forced_ids if self.dictated is None else self.dictated
+        if forced is not None:
+            return forced
         biased_TGE = (scores_TE.detach() + self.bias).unflatten(1, (self.spec.n_group, -1))
         best_two_TG = biased_TGE.sort(dim=2, descending=True)[0][:, :, :2].sum(dim=2)
         last_kept_T1 = best_two_TG.sort(dim=1, descending=True)[0][:, self.spec.topk_group - 1, None]
@@ -102,12 +104,16 @@ def _swiglu_of(mlp: DenseMLP, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ReferenceStep:
-    """What one rank computes: loss, norm before clipping, clipped gradients, loss after one optimizer step."""
+    """What one rank computes: loss, norm before clipping, clipped gradients, loss after one optimizer step.
+
+    ``expert_ids`` is the choice that it made, per MoE layer [B, S, K]: a batch may dictate it to others.
+    """
 
     loss: float
     norm: float
     gradients: dict[str, Tensor]
     next_loss: float
+    expert_ids: tuple[Tensor, ...]
 
 
 def _with_loop_experts(model: Decoder) -> list[PlainRouter]:
@@ -158,10 +164,16 @@ class Reference:
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss over the valid tokens."""
+        for router, ids in zip(self.routers, batch.expert_ids or (), strict=batch.expert_ids is not None):
+            router.dictated = ids.flatten(0, 1)
         sequences = self._whole if batch.cu_seqlens is None else packed(self._whole, batch.cu_seqlens)
         scale = (batch.labels != -100).sum().float().reciprocal()
         loss: Tensor = self.model(batch.tokens, batch.labels, scale, sequences)
         return loss
+
+    def expert_ids(self, shape: torch.Size) -> tuple[Tensor, ...]:
+        """The choice of the last forward over tokens of ``shape`` [B, S], per MoE layer [B, S, K]."""
+        return tuple(router.last_ids.view(*shape, -1) for router in self.routers if router.last_ids is not None)
 
     def step(self, batch: Batch) -> tuple[float, float]:
         """One optimizer step, then that of the biases; loss and norm before clipping. Gradients are kept clipped."""
@@ -180,7 +192,9 @@ def reference_step(cell: Cell, batch: Batch, device: torch.device) -> ReferenceS
     """One optimizer step, and the loss of the same batch after it."""
     reference = Reference(cell, device)
     loss, norm = reference.step(batch)
+    ids = reference.expert_ids(batch.tokens.shape)
     with torch.no_grad():
         next_loss = reference.loss(batch).item()
     named = reference.model.named_parameters()
-    return ReferenceStep(loss, norm, {name: param.grad for name, param in named if param.grad is not None}, next_loss)
+    gradients = {name: param.grad for name, param in named if param.grad is not None}
+    return ReferenceStep(loss, norm, gradients, next_loss, ids)

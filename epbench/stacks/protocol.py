@@ -38,11 +38,15 @@ class Batch(NamedTuple):
     ``cu_seqlens`` is there if documents are packed into rows: int32 [global_batch_size, documents + 1], per row 0
     and the ends of its documents, filled up with seq_len. Its shape is that of every step. Positions start anew
     in each document, and a token attends to its own document only.
+
+    ``expert_ids`` is there if the routing is dictated: per MoE layer int64 [global_batch_size, seq_len, experts per
+    token]. The scores stay the router's own. A stack that cannot obey must refuse.
     """
 
     tokens: Tensor
     labels: Tensor
     cu_seqlens: Tensor | None = None
+    expert_ids: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,11 @@ class StepDescription:
 
 @runtime_checkable
 class Step(Protocol):
-    """One built training step. ``run`` is the timed region: it must not synchronise on its own account."""
+    """One built training step. ``run`` is the timed region: it must not synchronise on its own account.
+
+    A step that obeys ``Batch.expert_ids`` says so with an attribute ``obeys_expert_ids = True``; only then is it
+    also verified in its own dtype, where a rounded score may choose another expert.
+    """
 
     def run(self, batch: Batch) -> Tensor:
         """Zero gradients, forward, backward, clip, optimizer step.

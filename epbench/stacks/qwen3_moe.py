@@ -49,6 +49,8 @@ def _initial_weights(model: Decoder, cell: Cell) -> None:
 class Qwen3MoeStep:
     """One training step of one cell; see :class:`epbench.stacks.protocol.Step`."""
 
+    obeys_expert_ids = True
+
     def __init__(
         self, cell: Cell, world: World, dims: ParallelDims, model: Decoder, *, compile_strategy: str | None
     ) -> None:
@@ -99,6 +101,16 @@ class Qwen3MoeStep:
         self._optimizer.before_step(balance.update)
         return balance
 
+    def _dictate(self, batch: Batch, rows: slice) -> None:
+        """Hands each router the experts that a batch dictates for the tokens it will see."""
+        held = self._sequence_chunk(tp=self.cell.layout.etp == 1)
+        for router, ids in zip(self._routers(), batch.expert_ids or (), strict=True):
+            part = ids[rows, held.start : held.stop].flatten(0, 1)
+            if router.forced_ids is None:
+                router.forced_ids = part.clone()
+            else:
+                router.forced_ids.copy_(part)
+
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Sequences]]:
         """This rank's rows and cp chunk, micro-batch by micro-batch, and the whole sequences that they are of."""
         held = self._sequence_chunk(tp=False)
@@ -107,6 +119,8 @@ class Qwen3MoeStep:
         for row in range(first, first + size * self.cell.num_micro_batches, size):
             rows = slice(row, row + size)
             part = rows, slice(held.start, held.stop)
+            if batch.expert_ids is not None:
+                self._dictate(batch, rows)
             documents = None if batch.cu_seqlens is None else batch.cu_seqlens[rows]
             sequences = self._whole if documents is None else packed(self._whole, documents)
             yield batch.tokens[part], batch.labels[part], sequences
