@@ -39,8 +39,7 @@ def _kept() -> frozenset[Any]:
     """Operators whose results ``selective`` keeps."""
     aten, ours = torch.ops.aten, torch.ops.epbench
     kept = {getattr(aten, name).default for name in _ATTENTION if hasattr(aten, name)}
-    if hasattr(torch.ops, "torch_attn"):
-        kept.add(torch.ops.torch_attn._varlen_attn.default)
+    kept.add(torch.ops.torch_attn._varlen_attn.default)
     communication = {ours.all_to_all.default, ours.all_to_all_even.default, ours.scatter_sequence.default}
     choice = {aten.topk.default, ours.exchange_counts.default}
     return frozenset(kept | communication | choice)

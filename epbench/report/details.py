@@ -44,6 +44,14 @@ def _settings(table: dict[str, Any]) -> str:
     return ", ".join(known) or UNKNOWN
 
 
+def _own_dtype(own: OwnDtypeRecord) -> str:
+    passed = "passed" if own.passed else "FAILED"
+    return (
+        f"in {own.dtype} with the same routing {passed}: loss {error(own.loss_error)}, gradients "
+        f"{error(own.grad_error)} by norm (bound {error(own.grad_bound)}), gradient norm {error(own.norm_error)}"
+    )
+
+
 def _verify(cell: CellResult) -> str:
     found = cell.verify
     if found.scope == "none":
@@ -58,11 +66,7 @@ def _verify(cell: CellResult) -> str:
         f"tolerance {error(found.tolerance)}",
     ]
     if found.own_dtype is not None:
-        own = found.own_dtype
-        parts.append(
-            f"in {own.dtype} with the same routing {'passed' if own.passed else 'FAILED'}: loss {error(own.loss_error)}, "
-            f"gradients {error(own.grad_error)} by norm (bound {error(own.grad_bound)}), norm {error(own.norm_error)}"
-        )
+        parts.append(_own_dtype(found.own_dtype))
     return ", ".join(parts)
 
 
