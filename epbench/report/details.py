@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from epbench.records import CellResult, LaunchValue, RunView
+from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunView
 from epbench.report.text import UNKNOWN, clean, error, gib, ms, number
 
 __all__ = ["Details", "details_of", "environment_rows", "provenance_rows"]
