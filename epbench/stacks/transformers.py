@@ -98,7 +98,9 @@ def _keep_choice(gate: Any, _inputs: tuple[Tensor, ...], output: tuple[Tensor, T
 def _force_choice(
     gate: Any, _inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replaces the router's choice and keeps its scores: probabilities over all experts, gathered, normalised."""
+    """Replaces the router's choice, if one is dictated, and keeps its scores: probabilities gathered, normalised."""
+    if gate.forced_ids is None:
+        return output
     logits_TE, scores_TK, _ = output
     scores = logits_TE.float().softmax(dim=-1).gather(1, gate.forced_ids)
     if gate.norm_topk_prob:
@@ -108,6 +110,8 @@ def _force_choice(
 
 class TransformersStep:
     """One training step of one cell; see :class:`epbench.stacks.protocol.Step`."""
+
+    obeys_expert_ids = True
 
     def __init__(self, cell: Cell, world: World, dims: ParallelDims, model: CausalLM) -> None:
         self.cell, self.dims, self.model = cell, dims, model
@@ -120,19 +124,31 @@ class TransformersStep:
         start = dims.coordinate("cp") * chunk
         self._held = slice(start, start + chunk)
         self._positions = torch.arange(start, start + chunk, device=world.device).unsqueeze(0)
-        for gate in gates(model):
+        self._forced_ids = self._scenario_routing()
+        self._gates = list(gates(model))
+        for gate in self._gates:
             self._prepare(gate)
 
-    def _prepare(self, gate: Any) -> None:
-        """Forced routing, and room for the record of the choice."""
+    def _scenario_routing(self) -> Tensor | None:
+        """Expert ids [T, K] of this rank's tokens in every micro-batch; None where the routers choose."""
         model = self.cell.model
+        if self.cell.routing not in FORCED:
+            return None
         positions = self._positions.squeeze(0).repeat(self.cell.micro_batch_size)
-        shape = (positions.shape[0], model.num_experts_per_tok)
+        return FORCED[self.cell.routing](positions, model.num_experts, model.num_experts_per_tok)
+
+    def _prepare(self, gate: Any) -> None:
+        """Room for a choice that is dictated, and for the record of the one that is made."""
+        shape = (self._positions.numel() * self.cell.micro_batch_size, self.cell.model.num_experts_per_tok)
         gate.last_ids = torch.zeros(shape, dtype=torch.int64, device=self._device)
-        if self.cell.routing in FORCED:
-            gate.forced_ids = FORCED[self.cell.routing](positions, model.num_experts, model.num_experts_per_tok)
-            gate.register_forward_hook(_force_choice)
+        gate.forced_ids = self._forced_ids
+        gate.register_forward_hook(_force_choice)
         gate.register_forward_hook(_keep_choice)
+
+    def _dictate(self, batch: Batch, rows: slice) -> None:
+        """Hands each router the experts that a batch dictates for the tokens it will see."""
+        for gate, ids in zip(self._gates, batch.expert_ids or (), strict=True):
+            gate.forced_ids = ids[rows, self._held].flatten(0, 1)
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """This rank's rows and cp chunk of tokens, labels and positions, and the documents of whole rows."""
@@ -140,6 +156,8 @@ class TransformersStep:
         first = self.dims.coordinate("data") * size * self.cell.num_micro_batches
         for row in range(first, first + size * self.cell.num_micro_batches, size):
             rows = slice(row, row + size)
+            if batch.expert_ids is not None:
+                self._dictate(batch, rows)
             part, positions, documents = (rows, self._held), self._positions, None
             if batch.cu_seqlens is not None:
                 documents = batch.cu_seqlens[rows]
@@ -178,7 +196,7 @@ class TransformersStep:
 
     def expert_ids(self) -> list[Tensor]:
         """Per MoE layer the router's choice for this rank's tokens."""
-        return [gate.last_ids for gate in gates(self.model)]
+        return [gate.last_ids for gate in self._gates]
 
     def describe(self) -> StepDescription:
         """Sizes of this rank's shards, and which implementations ran."""

@@ -49,6 +49,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "a dense first layer": {"model": {"mlp_only_layers": (0,)}},
     "fewer experts than ranks": {"model": {"num_experts": 3}},
+    "bf16": {"train": {"compute_dtype": "bf16"}},
+    "bf16, dp2-cp2": {"layout": Layout(dp_shard=2, cp=2), "train": {"compute_dtype": "bf16"}},
     "weights kept after forward, two sequences at once": {
         "train": {"reshard_after_forward": False, "micro_batch_size": 2}
     },
@@ -130,6 +132,7 @@ def verified() -> Outcome:
 def test_layout_equals_one_rank(verified: Outcome, case: str) -> None:
     record = verified.cases[case]
     assert record.scope == "full"
+    assert (record.own_dtype is not None) == ("bf16" in case)
     assert record.passed, record
 
 
