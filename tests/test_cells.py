@@ -18,6 +18,14 @@ def test_parameters_of_the_published_models(preset: str, total_billions: float, 
     assert model.active_parameters / 1e9 == pytest.approx(active_billions, abs=0.006)
 
 
+def test_by_hand_shared_experts_are_parameters_that_every_token_passes() -> None:
+    """One shared expert of 3 x 64 x 32 = 6144 in each of two MoE layers; the dense layer between has none."""
+    sizes = {"num_layers": 3, "mlp_only_layers": (1,)}
+    without, with_shared = (ModelSpec(**sizes, n_shared_experts=count) for count in (0, 1))
+    assert with_shared.total_parameters - without.total_parameters == 2 * 6144
+    assert with_shared.active_parameters - without.active_parameters == 2 * 6144
+
+
 @given(
     num_layers=st.integers(1, 60),
     step=st.integers(1, 7),

@@ -47,6 +47,14 @@ def test_by_hand_with_one_dense_and_one_moe_layer() -> None:
     assert flops.attention_full == 2 * 3 * 2 * 2 * 8 * 10
 
 
+def test_by_hand_shared_experts_are_visited_by_every_token() -> None:
+    """Two layers of 2 shared experts of 3 x 64 x 32 = 6144 entries, and the dense layer of a third has none."""
+    sizes = {"num_layers": 3, "mlp_only_layers": (1,)}
+    without, with_shared = (ModelSpec(**sizes, n_shared_experts=count) for count in (0, 2))
+    linear = [flops_per_token(model, seq_len=8).linear for model in (without, with_shared)]
+    assert linear[1] - linear[0] == 6 * 2 * 2 * 6144
+
+
 def test_tflops_and_mfu_name_their_convention() -> None:
     speed = tflops(QWEN3_30B, seq_len=4096, tokens_per_s_per_rank=12_000)
     assert speed.causal == pytest.approx(276.97, abs=0.05)

@@ -131,6 +131,7 @@ def is_legal(layout: Layout, *, world_size: int, model: ModelSpec, train: TrainS
         kv > 0 and (kv % cp == 0 or (cp % kv == 0 and (heads // kv_heads) % (cp // kv) == 0)),
         model.num_moe_layers == model.num_layers or model.intermediate_size % tp == 0,
         model.moe_intermediate_size % etp == 0,
+        model.n_shared_experts * model.moe_intermediate_size % tp == 0,
         width * item % 16 == 0,
         model.hidden_size * item % 16 == 0,
         efsdp * ep <= experts or (model.hidden_size % efsdp == 0 and width % efsdp == 0),
@@ -151,6 +152,9 @@ MODELS = {
     "odd width": ModelSpec(moe_intermediate_size=40, num_experts=6, vocab_size=510, intermediate_size=130),
     "one kv head, dense layers": ModelSpec(num_key_value_heads=1, mlp_only_layers=(0,), intermediate_size=72),
     "three kv heads": ModelSpec(num_key_value_heads=3, num_attention_heads=12, vocab_size=513 * 3),
+    "three kv heads, shared experts": ModelSpec(
+        num_key_value_heads=3, num_attention_heads=12, vocab_size=513 * 3, n_shared_experts=2
+    ),
 }
 TRAINS = {
     "small batch": TrainSpec(),
@@ -274,6 +278,42 @@ def test_every_violated_rule_is_named_with_the_nearest_legal_value() -> None:
             ModelSpec(num_experts=4, num_experts_per_tok=8),
             TrainSpec(),
             "num_experts_per_tok = 8 exceeds num_experts = 4",
+        ),
+        (
+            Layout(),
+            ModelSpec(n_group=4, topk_group=5),
+            TrainSpec(),
+            "topk_group = 5 exceeds n_group = 4",
+        ),
+        (
+            Layout(),
+            ModelSpec(n_group=3, topk_group=2),
+            TrainSpec(),
+            "num_experts = 8 is not a multiple of n_group = 3; nearest n_group: 2 or 4",
+        ),
+        (
+            Layout(),
+            ModelSpec(n_group=8, topk_group=4),
+            TrainSpec(),
+            "n_group = 8 leaves 1 expert a group, and a group is judged by its two best experts",
+        ),
+        (
+            Layout(),
+            ModelSpec(num_experts_per_tok=5, n_group=4, topk_group=2),
+            TrainSpec(),
+            "num_experts_per_tok = 5 exceeds the 4 experts of topk_group = 2 groups",
+        ),
+        (
+            Layout(),
+            ModelSpec(num_experts_per_tok=4, n_group=4, topk_group=2),
+            TrainSpec(),
+            None,
+        ),
+        (
+            Layout(tp=3),
+            ModelSpec(num_key_value_heads=3, num_attention_heads=12, vocab_size=513 * 3, n_shared_experts=2),
+            TrainSpec(seq_len=96),
+            "n_shared_experts x moe_intermediate_size = 64 is not a multiple of tp = 3; nearest tp: 2 or 4",
         ),
         (
             Layout(),

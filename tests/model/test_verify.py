@@ -18,6 +18,13 @@ KEPT = (
     "num_attention_heads",
     "num_key_value_heads",
     "norm_topk_prob",
+    "scoring_func",
+    "routed_scaling_factor",
+    "n_group",
+    "topk_group",
+    "router_bias_update_rate",
+    "n_shared_experts",
+    "score_before_experts",
     "decoder_sparse_step",
     "mlp_only_layers",
     "rope_theta",
@@ -104,6 +111,17 @@ def test_experts_cut_on_their_width_are_still_cut() -> None:
     small = shrink(Cell(layout=layout, model=PRESETS["qwen3-30b-a3b"], train=TRAIN)).model
     assert small.hidden_size % layout.efsdp == 0
     assert small.moe_intermediate_size % layout.efsdp == 0
+
+
+def test_shared_experts_stay_divisible_by_tp() -> None:
+    """Three ranks share the width of the shared experts: 48 is the least above 32 that they share evenly."""
+    model = ModelSpec(num_key_value_heads=3, num_attention_heads=12, vocab_size=513 * 3, n_shared_experts=1)
+    cell = Cell(layout=Layout(tp=3), model=model.model_copy(update={"moe_intermediate_size": 768}))
+    cell = cell.model_copy(update={"train": TrainSpec(seq_len=96)})
+    assert _rules_broken(cell) == []
+    small = shrink(cell)
+    assert _rules_broken(small) == []
+    assert small.model.moe_intermediate_size == 48
 
 
 def _verify(cell: Cell) -> VerifyRecord:

@@ -63,6 +63,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shared experts beside sequence-sharded tokens": {"layout": "dp2-tp2-ep2", "model": {"n_shared_experts": 2}},
     "shared experts summed with split ones": {"layout": "dp2-tp2-ep2-etp2", "model": {"n_shared_experts": 1}},
     "shared experts under cp": {"layout": "dp2-cp2-ep4", "model": {"n_shared_experts": 1}},
+    "a moving bias, groups and shared experts, compiled": {
+        "layout": "dp2-tp2-ep2-etp2",
+        "mode": "compiled",
+        "model": {**SIGMOID, "n_shared_experts": 1},
+    },
     "scores before experts": {"layout": "dp4-ep4", "model": {"score_before_experts": True}},
     "scores before split experts, forced": {
         "layout": "dp2-tp2-ep2-etp2",
