@@ -13,6 +13,8 @@ from epbench.model.decoder import Decoder
 from epbench.model.layers import rope_tables
 from tests.model.compare import assert_same
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch 2.11's inductor
+
 CPU = torch.device("cpu")
 SEQ_LEN, HEADS, SIZE = 12, 4, 8
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -153,6 +155,7 @@ def test_lengths_may_change_without_a_recompile() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the varlen kernel is CUDA's")
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_varlen_kernel_equals_the_mask_on_cuda_without_a_sync(kv_heads: int) -> None:

@@ -4,6 +4,8 @@ Every rank makes the same whole tensors, keeps its chunk, and compares its chunk
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -163,3 +165,49 @@ def test_what_cannot_be_shared_out_is_refused_before_anything_is_sent(case: str)
     call, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         call(Axis("cp", "no such group", size=4, rank=0))
+
+
+# ---- the example of the documentation ----
+
+
+def _example() -> dict[str, Any]:
+    page = Path(__file__).parents[2] / "docs" / "sequences.md"
+    source = next(block for block in page.read_text(encoding="utf-8").split("```") if "hf_ulysses.py" in block)
+    names: dict[str, Any] = {}
+    exec(compile(source.removeprefix("python\n"), "hf_ulysses.py", "exec"), names)
+    return names
+
+
+def _check_example() -> None:
+    """Same seed on all ranks, so the same weights; gradients whole, against the model as it comes."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "moe_intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "experts_implementation": "eager",
+    }
+    example = _example()
+    tokens, labels = torch.randint(64, (2, 2, SEQ_LEN), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    whole = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
+    expected = F.cross_entropy(whole(input_ids=tokens, use_cache=False).logits.flatten(0, 1), labels.flatten())
+    expected.backward()
+    torch.manual_seed(0)
+    model = example["build"](Qwen3MoeConfig(**sizes))
+    loss = example["backward"](model, tokens, labels)
+    dist.all_reduce(loss)
+    assert_same(loss, expected, "loss")
+    for (name, param), reference in zip(model.named_parameters(), whole.parameters(), strict=True):
+        assert_same(param.grad.full_tensor(), reference.grad, name)
+
+
+def test_example_of_the_documentation_is_the_whole_model() -> None:
+    run_on_ranks(2, _check_example)
