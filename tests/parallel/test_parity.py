@@ -166,6 +166,18 @@ def test_planted_mistake_is_noticed(plant: str, layout: str, parameter: str | No
     assert parameter is None or parameter in str(record.worst_parameter), record
 
 
+@pytest.mark.parametrize(
+    ("plant", "layout", "model"),
+    [
+        ("shared experts of one rank", "dp2-tp2-ep2", {"n_shared_experts": 1}),
+        ("bias of one rank", "dp2-cp2-ep4", SIGMOID),
+    ],
+)
+def test_mistake_in_the_moe_layer_is_noticed(plant: str, layout: str, model: dict[str, Any]) -> None:
+    record = _parity(_cell(layout, model=model), plant=plant)
+    assert record.passed is False, f"{plant} went unnoticed: {record}"
+
+
 def test_documents_that_see_each_other_are_noticed() -> None:
     record = _parity(_cell("dp2-cp2", train=PACKED), plant="documents see each other")
     assert record.passed is False, f"it went unnoticed: {record}"
