@@ -9,12 +9,12 @@ from torch.distributed.tensor import DTensor
 from epbench.cells import Cell
 from epbench.model.attention import Sequences, packed
 from epbench.model.decoder import Block, Decoder
-from epbench.model.init import init_weights, shard_box
+from epbench.model.init import init_weights
 from epbench.model.router import Router, zero_biases
 from epbench.parallel.apply import parallelize
 from epbench.parallel.balance import Balance
 from epbench.parallel.communication import all_reduce_
-from epbench.parallel.gradients import clip_, is_first_replica, local_gradients, sum_of_squares
+from epbench.parallel.gradients import clip_, local_gradients, sum_of_squares, whole_gradient
 from epbench.parallel.mesh import ParallelDims
 from epbench.parallel.optimizer import ShardedAdamW
 from epbench.parallel.routing import FORCED
@@ -153,12 +153,7 @@ class Qwen3MoeStep:
     def named_full_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Whole gradients, put together one at a time from the shards of the first replica."""
         for name, param in self._params.items():
-            assert param.grad is not None, f"{name} has no gradient"
-            whole = torch.zeros(param.shape, dtype=param.grad.dtype, device=self._device)
-            if is_first_replica(param):
-                part = tuple(slice(start, start + length) for start, length in shard_box(param))
-                whole[part] = param.grad.to_local() if isinstance(param.grad, DTensor) else param.grad
-            yield name, all_reduce_(whole, axis=self._world, purpose="norm")
+            yield name, whole_gradient(param, world=self._world)
 
     def expert_ids(self) -> list[Tensor]:
         """Per MoE layer the choice for the tokens that reached this rank's router."""
