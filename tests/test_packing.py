@@ -3,11 +3,19 @@
 from itertools import pairwise
 from statistics import median
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epbench.cells import TrainSpec
+from epbench.cells import Cell, TrainSpec
+from epbench.flops import flops_per_token
+from epbench.layout import Layout
 from epbench.packing import NUM_BATCHES, attended_length, cumulative_lengths, document_lengths, max_documents
+from epbench.records import LaunchValue
+from epbench.runner.aggregate import cell_result
+from epbench.runner.launched import LaunchRecord
+from epbench.store import CellEntry
+from tests.report.sample import environment
 
 ROWS = {"seq_len": st.integers(1, 100_000), "seed": st.integers(0), "step": st.integers(0), "row": st.integers(0)}
 
@@ -72,3 +80,18 @@ def test_attention_costs_the_squares_of_the_documents() -> None:
     assert attended_length(train) == pairs / (NUM_BATCHES * 2 * 64)
     assert 16 < attended_length(train) < 64
     assert attended_length(train.model_copy(update={"packing": "none"})) == 64
+
+
+def test_speed_in_flops_counts_what_was_attended_to() -> None:
+    """One launch of one second a step: TFLOP/s are the step's own."""
+    cell = Cell(layout=Layout(), train=TrainSpec(packing="lognormal"))
+    value = LaunchValue(index=0, order=0, step_s=1.0)
+    launch = LaunchRecord(
+        cell=cell.id, kind="measure", index=0, order=0, environment="", protocol="", outcome="ok", reason=None,
+        elapsed_s=9.0, value=value,
+    )  # fmt: skip
+    entry = CellEntry(order=0, cell=cell, skip_reason=None, world_size=1, varied=[])
+    row = cell_result(entry, [launch], asked=1, environment=environment())
+    flops = flops_per_token(cell.model, seq_len=attended_length(cell.train))
+    assert row.tflops_full == pytest.approx(cell.tokens_per_step * flops.full / 1e12)
+    assert flops.full < flops_per_token(cell.model, seq_len=cell.train.seq_len).full
