@@ -18,8 +18,8 @@ PURPOSES = (
     "cp_gather",  # chunks of the sequence put together; no step of ours needs it
     "tp",  # sequence all-gather, reduce-scatter and reductions of tensor parallelism
     "norm",  # the scalar reductions of gradient norm and loss
-    "weights",  # whole weights for a consumer, outside the step
     "router_bias",  # the load of every expert, which moves the routers' correction biases
+    "weights",  # whole weights for a consumer, outside the step
 )
 PHASES = ("forward", "backward", "recompute")
 

@@ -5,16 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from epbench.cells import ModelSpec
+from epbench.cells import Cell, ModelSpec, TrainSpec
 from epbench.hf_config import INDEX, config_json, weight_files
+from epbench.layout import Layout
 from epbench.model.decoder import Decoder
 from epbench.model.hf_names import hf_names
 
-__all__ = ["SMALL", "bits", "published_model", "published_shapes", "read_all", "write_checkpoint", "write_random_bits"]
+__all__ = [
+    "SMALL",
+    "bits",
+    "build_on_rank",
+    "published_model",
+    "published_shapes",
+    "read_all",
+    "write_checkpoint",
+    "write_random_bits",
+]
 
 SMALL = ModelSpec(  # a dense layer, and experts whose order as text is not that of numbers
     num_layers=2,
@@ -35,6 +46,16 @@ def bits(x: Tensor) -> Tensor:
     """A tensor's bits as integers, so that -0.0 is not 0.0 and a NaN equals itself."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return x.detach().contiguous().view(kinds[x.dtype.itemsize])
+
+
+def build_on_rank(layout: Layout, spec: ModelSpec) -> Decoder:
+    """The stack's model in a layout on this rank of a world of gloo ranks, with the spec's initial weights."""
+    from epbench.stacks.protocol import World
+    from epbench.stacks.qwen3_moe import build
+
+    rank = dist.get_rank()
+    cell = Cell(layout=layout, model=spec, train=TrainSpec(seq_len=16, global_batch_size=4))
+    return build(cell, World(rank, dist.get_world_size(), rank, torch.device("cpu"))).model
 
 
 def published_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

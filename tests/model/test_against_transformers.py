@@ -13,21 +13,10 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from epbench.cells import ModelSpec
 from epbench.model.decoder import Decoder
+from epbench.model.hf_names import hf_names
 from tests.model.compare import assert_same
 
 BATCH, SEQ_LEN = 2, 24
-NAMES = {
-    "embed_tokens.weight": "model.embed_tokens.weight",
-    "head.norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
-PARTS = {
-    "attention_norm": "input_layernorm",
-    "attention": "self_attn",
-    "mlp_norm": "post_attention_layernorm",
-    "moe.router": "mlp",
-    "mlp": "mlp",
-}
 VARIANTS: dict[str, dict[str, Any]] = {
     "scores normalised": {},
     "scores not normalised": {"norm_topk_prob": False},
@@ -38,17 +27,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _published_name(name: str) -> str:
-    if name in NAMES:
-        return NAMES[name]
-    layers, index, inside = name.split(".", 2)
-    part = next(part for part in PARTS if inside.startswith(f"{part}."))
-    return f"model.{layers}.{index}.{PARTS[part]}{inside.removeprefix(part)}"
-
-
 def _published(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our parameters, or their gradients, under the published names; gate and up projections are fused there."""
-    theirs = {_published_name(name): value for name, value in ours.items() if ".experts." not in name}
+    theirs = {hf_names(name, num_experts=0)[0]: value for name, value in ours.items() if ".experts." not in name}
     for name in ours:
         if name.endswith(".experts.w1"):
             prefix = name.removesuffix(".w1")

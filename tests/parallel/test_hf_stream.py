@@ -19,15 +19,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
-from epbench.cells import Cell, ModelSpec, TrainSpec
-from epbench.errors import CheckpointError
-from epbench.hf_config import INDEX, model_spec
+from epbench.hf_config import model_spec
 from epbench.layout import Layout
 from epbench.model.decoder import Decoder
 from epbench.model.hf_names import hf_order
 from epbench.model.hf_weights import load_hf_weights
-from epbench.parallel.hf_stream import Bucket, save_hf_weights, stream_hf_weights
-from tests.checkpoints import SMALL, bits, read_all, write_random_bits
+from epbench.parallel.hf_stream import Bucket, stream_hf_weights
+from tests.checkpoints import SMALL, bits, build_on_rank, read_all, write_random_bits
 from tests.ranks import run_on_ranks
 
 BUCKET_BYTES = 16_000  # the embedding has 12288
@@ -83,20 +81,11 @@ def _counting(read: list[int]) -> Callable[..., Any]:
     return File
 
 
-def _built(layout: Layout, spec: ModelSpec) -> Decoder:
-    from epbench.stacks.protocol import World
-    from epbench.stacks.qwen3_moe import build
-
-    rank = dist.get_rank()
-    cell = Cell(layout=layout, model=spec, train=TrainSpec(seq_len=16, global_batch_size=4))
-    return build(cell, World(rank, dist.get_world_size(), rank, torch.device("cpu"))).model
-
-
 def _trip(layout: Layout, directory: Path) -> Trip:
     """Reads a checkpoint into a layout and compares the stream with the files."""
     read: list[int] = []
     with patch("epbench.model.hf_weights.safe_open", _counting(read)):
-        model = _built(layout, model_spec(directory))
+        model = build_on_rank(layout, model_spec(directory))
     held = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     files, names, wrong, largest = read_all(directory), [], [], 0
     for bucket in stream_hf_weights(model, BUCKET_BYTES):
@@ -183,7 +172,7 @@ def _one_after_the_other(stream: Iterator[Bucket]) -> None:
 
 
 def _peaks(checkpoint: Path, directory: str) -> tuple[int, int]:
-    model = _built(LAYOUTS["dp2-tp2-ep2"], model_spec(checkpoint))
+    model = build_on_rank(LAYOUTS["dp2-tp2-ep2"], model_spec(checkpoint))
     return _risen(_one_after_the_other, model, directory), _risen(list, model, directory)
 
 
@@ -211,7 +200,7 @@ def _consume(pipe: Connection, directory: Path) -> None:
 
 
 def _send(checkpoint: Path, pipe: Connection) -> None:
-    model = _built(LAYOUTS["dp2-tp2-ep2-etp2"], model_spec(checkpoint))
+    model = build_on_rank(LAYOUTS["dp2-tp2-ep2-etp2"], model_spec(checkpoint))
     for bucket in stream_hf_weights(model, BUCKET_BYTES):
         if dist.get_rank() == 0:
             for name, whole in bucket:
@@ -232,36 +221,3 @@ def test_streamed_weights_reach_a_consumer_process_bit_for_bit(directories: dict
     finally:
         consumer.kill()
         consumer.join()
-
-
-# ---------------------------------------------------------------- files
-
-
-def _save(checkpoint: Path, directory: Path) -> str | None:
-    model = _built(LAYOUTS["dp2-tp2-ep2"], model_spec(checkpoint))
-    save_hf_weights(model, directory, shard_bytes=BUCKET_BYTES)
-    try:
-        save_hf_weights(model, directory, shard_bytes=BUCKET_BYTES)
-    except CheckpointError as error:
-        return str(error)
-    return None
-
-
-def test_four_ranks_write_a_checkpoint_with_the_same_bits(directories: dict[str, Path], tmp_path: Path) -> None:
-    source, target = directories["small"], tmp_path / "written" / "here"
-    refusals = run_on_ranks(4, _save, source, target)
-    assert refusals[0] == f"{target}: holds a checkpoint already; remove it, or write elsewhere"
-    assert set(refusals[1:]) == {"rank 0 cannot write the checkpoint; its message says why"}
-
-    written, files = read_all(target), read_all(source)
-    assert written.keys() == files.keys()
-    assert all(torch.equal(bits(written[name]), bits(files[name])) for name in files)
-    origin = {"preset": target.name, "checkpoint": str(target)}
-    assert model_spec(target) == model_spec(source).model_copy(update=origin)
-    shards = sorted(path.name for path in target.glob("*.safetensors"))
-    count = len(shards)
-    assert count > 2
-    assert shards == [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-    index = json.loads((target / INDEX).read_text())
-    assert index["metadata"]["total_size"] == sum(whole.nbytes for whole in files.values())
-    assert set(index["weight_map"].values()) == set(shards)
