@@ -18,6 +18,7 @@ from typing import Any, Literal
 from epbench.cells import digest
 from epbench.errors import UnfitMachineError
 from epbench.records import EnvironmentRecord
+from epbench.stack_support import library_versions, stack_path
 
 __all__ = [
     "Device",
@@ -174,19 +175,21 @@ def relevant_variables(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def code_digest(stacks: Iterable[str] = ()) -> str:
-    """Digest of the sources that take part in a measurement: epbench's, and of stacks named by module."""
+    """Digest of what takes part in a measurement: epbench's sources, a foreign stack's, and a stack's library."""
     root = Path(__file__).parent
     sources = [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _FACES]
     state = hashlib.sha256()
     for path in sources + [path for stack in sorted(set(stacks)) for path in _stack_sources(stack)]:
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for library in library_versions(stacks):
+        state.update(library.encode() + b"\0")
     return state.hexdigest()
 
 
 def _stack_sources(stack: str) -> list[Path]:
-    """Sources of a stack named ``pkg.module:build``: all of its top-level package, or its one file."""
-    package = stack.partition(":")[0].partition(".")[0] if ":" in stack else ""
-    spec = util.find_spec(package) if package.isidentifier() else None
+    """Sources of a stack at ``pkg.module:build``: all of its top-level package, or its one file; none if it is ours."""
+    package = stack_path(stack).partition(":")[0].partition(".")[0]
+    spec = util.find_spec(package) if package.isidentifier() and package != __package__ else None
     if spec is None or spec.origin is None:
         return []
     origin = Path(spec.origin)

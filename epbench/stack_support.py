@@ -5,7 +5,7 @@ that its stack does not support. A foreign stack is asked nothing: it raises in 
 """
 
 from collections.abc import Iterable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ from epbench.cells import Cell
 from epbench.errors import ScenarioError, UnfitMachineError
 from epbench.wording import either, shown, suggestion
 
-__all__ = ["check_stack", "known_stacks", "require_installed", "unsupported"]
+__all__ = ["check_stack", "known_stacks", "library_versions", "require_installed", "stack_path", "unsupported"]
 
 _BUILT_IN = MappingProxyType(
     {
@@ -50,6 +50,17 @@ def known_stacks() -> dict[str, str]:
     """
     registered = {point.name: point.value for point in entry_points(group="epbench.stacks")}
     return dict(_BUILT_IN) | registered
+
+
+def stack_path(name: str) -> str:
+    """``module:function`` of a stack that is installed or written so; empty for a name that nobody knows."""
+    return name if ":" in name else known_stacks().get(name, "")
+
+
+def library_versions(stacks: Iterable[str]) -> list[str]:
+    """``library==version`` of what our own stacks among ``stacks`` stand on beside torch, where it is installed."""
+    libraries = sorted({_REQUIRES[stack][0] for stack in stacks if stack in _REQUIRES})
+    return [f"{library}=={version(library)}" for library in libraries if find_spec(library) is not None]
 
 
 def check_stack(name: str, *, where: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from epbench.cells import Cell
 from epbench.errors import ScenarioError
-from epbench.stack_support import check_stack, known_stacks, require_installed
+from epbench.stack_support import check_stack, require_installed, stack_path
 
 __all__ = ["Batch", "BuildStack", "Step", "StepDescription", "World", "load_stack"]
 
@@ -117,4 +117,4 @@ def load_stack(name: str) -> BuildStack:
     """
     check_stack(name, where="train.stack")
     require_installed([name])
-    return _import(name if ":" in name else known_stacks()[name])
+    return _import(stack_path(name))

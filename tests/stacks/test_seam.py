@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from epbench.cells import Cell, ModelSpec, TrainSpec
 from epbench.cli import app
 from epbench.errors import ScenarioError, UnfitMachineError
 from epbench.layout import Layout
+from epbench.provenance import code_digest
 from epbench.records import CellResult
 from epbench.runner.launch import RunOptions, run_scenario
 from epbench.scenario import load_scenario
@@ -35,7 +37,7 @@ seq_len = 32
 launches = 1
 min_steps = 4
 max_steps = 4
-max_warmup_steps = 4
+max_warmup_steps = 40
 trace_steps = 1
 [matrix]
 layout = ["rep2"]
@@ -136,6 +138,25 @@ def test_a_missing_library_is_said_before_anything_is_launched(tmp_path: Path, m
         run_scenario(load_scenario(path), RunOptions(reports_dir=tmp_path / "reports"))
     assert not (tmp_path / "reports").exists()
     require_installed(["qwen3_moe", "ddp_stack:build"])
+
+
+def test_another_version_of_the_library_is_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks = ("transformers",)
+    here, without = code_digest(stacks), code_digest(("qwen3_moe",))
+    monkeypatch.setattr("epbench.stack_support.version", lambda _: "0.1")
+    assert len({here, without, code_digest(stacks)}) == 3
+    assert code_digest(("qwen3_moe",)) == without
+
+
+def test_a_registered_foreign_stack_is_part_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "registered_stack_of_a_test.py"
+    module.write_text("a = 1", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("foreign", "registered_stack_of_a_test:build", "epbench.stacks")
+    monkeypatch.setattr("epbench.stack_support.entry_points", lambda group: [point])
+    first = code_digest(("foreign",))
+    module.write_text("a = 2", encoding="utf-8")
+    assert code_digest(("foreign",)) != first
 
 
 # ---- the stack of docs/stacks.md, and transformers, from a file to rows ----
