@@ -20,6 +20,7 @@ __all__ = [
     "SMALL",
     "bits",
     "build_on_rank",
+    "filled",
     "published_model",
     "published_shapes",
     "read_all",
@@ -56,6 +57,14 @@ def build_on_rank(layout: Layout, spec: ModelSpec) -> Decoder:
     rank = dist.get_rank()
     cell = Cell(layout=layout, model=spec, train=TrainSpec(seq_len=16, global_batch_size=4))
     return build(cell, World(rank, dist.get_world_size(), rank, torch.device("cpu"))).model
+
+
+def filled(spec: ModelSpec) -> Decoder:
+    """A model of normal numbers on one rank; what ``Decoder`` makes is uninitialised memory."""
+    model = Decoder(spec)
+    for param in model.parameters():
+        torch.nn.init.normal_(param)
+    return model
 
 
 def published_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

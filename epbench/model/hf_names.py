@@ -20,6 +20,7 @@ _SWIGLU = ("gate_proj", "up_proj", "down_proj")
 _IN_LAYER = {  # in the published order
     **{f"attention.{part}.weight": f"self_attn.{part}.weight" for part in _ATTENTION},
     "moe.router.gate.weight": "mlp.gate.weight",
+    "moe.router.e_score_correction_bias": "mlp.gate.e_score_correction_bias",  # as DeepSeek-V3 publishes it
     **{f"mlp.{part}.weight": f"mlp.{part}.weight" for part in _SWIGLU},
     **{f"moe.shared_experts.{part}.weight": f"mlp.shared_experts.{part}.weight" for part in _SWIGLU},
     "attention_norm.weight": "input_layernorm.weight",
@@ -45,9 +46,9 @@ class OurName(NamedTuple):
 
 
 def hf_names(name: str, *, num_experts: int) -> list[str]:
-    """The published names of our parameter ``name``: one, or for the experts' weights one an expert, in order.
+    """The published names of our parameter or buffer ``name``: one, or for experts' weights one an expert, in order.
 
-    Raises ValueError for a name that no parameter of the decoder has.
+    Raises ValueError for a name that the decoder does not have.
     """
     layer = _OUR_LAYER.fullmatch(name)
     if name in _TOP:
@@ -87,7 +88,7 @@ def hf_order(hf_name: str) -> tuple[int, ...]:
         return ((0, 2, 3)[list(_TOP).index(name)],)
     _, layer, inside = name.split(".", 2)
     parts = list(_IN_LAYER)
-    after_router = parts.index("moe.router.gate.weight")
+    after_router = parts.index("moe.router.e_score_correction_bias")
     if expert is not None:
         return 1, int(layer), after_router, 1, expert, list(_EXPERTS).index(inside)
     return 1, int(layer), parts.index(inside), 0

@@ -58,9 +58,9 @@ def stream_hf_weights(model: Decoder, bucket_bytes: int, *, dtype: torch.dtype |
     """All weights under their published names, whole, in the published order; a collective over the world.
 
     Every rank must take every bucket. Tensors are of ``dtype``, or of their parameter's, on the parameters' device;
-    they share their bucket's memory (at most ``bucket_bytes``), so a consumer that keeps one keeps the bucket. Tied
-    embeddings come once, as published. Raises ValueError, before anything is communicated, naming a tensor that is
-    larger than a bucket.
+    the routers' correction biases are always fp32. They share their bucket's memory (at most ``bucket_bytes``), so a
+    consumer that keeps one keeps the bucket. Tied embeddings come once, as published. Raises ValueError, before
+    anything is communicated, naming a tensor that is larger than a bucket.
     """
     return map(_gather, _plan(model, bucket_bytes, dtype))
 
@@ -97,6 +97,8 @@ def _entries(model: Decoder, dtype: torch.dtype | None) -> Iterator[_Entry]:
         names = hf_names(name, num_experts=model.spec.num_experts)
         experts: list[int | None] = [*range(len(names))] if ".experts." in name else [None]
         yield from (_Entry(hf, param, e, dtype or param.dtype) for hf, e in zip(names, experts, strict=True))
+    for name, bias in model.named_buffers():  # fp32 for good: its steps vanish in a narrower dtype
+        yield _Entry(hf_names(name, num_experts=0)[0], bias, None, bias.dtype)
 
 
 def _plan(model: Decoder, bucket_bytes: int, dtype: torch.dtype | None) -> list[list[_Entry]]:

@@ -16,6 +16,7 @@ NAMES = {
     "layers.10.attention.k_norm.weight": "model.layers.10.self_attn.k_norm.weight",
     "layers.2.mlp_norm.weight": "model.layers.2.post_attention_layernorm.weight",
     "layers.2.moe.router.gate.weight": "model.layers.2.mlp.gate.weight",
+    "layers.2.moe.router.e_score_correction_bias": "model.layers.2.mlp.gate.e_score_correction_bias",
     "layers.2.moe.shared_experts.up_proj.weight": "model.layers.2.mlp.shared_experts.up_proj.weight",
     "layers.3.mlp.gate_proj.weight": "model.layers.3.mlp.gate_proj.weight",
     "head.norm.weight": "model.norm.weight",

@@ -11,14 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from epbench.cells import ModelSpec
 from epbench.errors import CheckpointError
 from epbench.hf_config import INDEX, model_spec
 from epbench.layout import Layout
 from epbench.model.decoder import Decoder
 from epbench.model.hf_weights import load_hf_weights
 from epbench.parallel.hf_stream import save_hf_weights
-from tests.checkpoints import SMALL, bits, build_on_rank, published_model, read_all, write_random_bits
+from tests.checkpoints import SMALL, bits, build_on_rank, filled, published_model, read_all, write_random_bits
 from tests.ranks import run_on_ranks
 
 SHARD_BYTES = 16_000
@@ -60,13 +59,6 @@ def test_four_ranks_write_a_checkpoint_with_the_same_bits_and_never_over_one(tmp
     assert {target / name for name in index["weight_map"].values()} == set(files)
 
 
-def _filled(spec: ModelSpec) -> Decoder:
-    model = Decoder(spec)
-    for param in model.parameters():
-        torch.nn.init.normal_(param)
-    return model
-
-
 def test_what_broke_off_is_no_checkpoint_and_can_be_written_again(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -75,7 +67,7 @@ def test_what_broke_off_is_no_checkpoint_and_can_be_written_again(tmp_path: Path
             raise OSError(28, "No space left on device")
         save_file(tensors, path, **how)
 
-    model = _filled(SMALL)
+    model = filled(SMALL)
     with patch("safetensors.torch.save_file", full_disk), pytest.raises(CheckpointError, match="No space left"):
         save_hf_weights(model, tmp_path, shard_bytes=SHARD_BYTES)
     assert (tmp_path / next(path.name for path in tmp_path.glob("model-00001*"))).exists()

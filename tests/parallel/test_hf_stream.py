@@ -25,7 +25,7 @@ from epbench.model.decoder import Decoder
 from epbench.model.hf_names import hf_order
 from epbench.model.hf_weights import load_hf_weights
 from epbench.parallel.hf_stream import Bucket, stream_hf_weights
-from tests.checkpoints import SMALL, bits, build_on_rank, read_all, write_random_bits
+from tests.checkpoints import SMALL, bits, build_on_rank, filled, read_all, write_random_bits
 from tests.ranks import run_on_ranks
 
 BUCKET_BYTES = 16_000  # the embedding has 12288
@@ -142,14 +142,23 @@ def test_a_tensor_larger_than_a_bucket_is_refused_by_name_before_anything_is_sen
 
 
 def test_streamed_weights_are_cast_where_asked() -> None:
-    torch.manual_seed(0)
-    model = Decoder(SMALL)
-    for param in model.parameters():
-        torch.nn.init.normal_(param)
+    model = filled(SMALL)
     narrow = dict(pair for bucket in stream_hf_weights(model, 6_144, dtype=torch.bfloat16) for pair in bucket)
     assert torch.equal(narrow["lm_head.weight"], model.head.weight.bfloat16())
     down = "model.layers.1.mlp.experts.11.down_proj.weight"
     assert torch.equal(narrow[down], model.get_parameter("layers.1.moe.experts.w2")[11].bfloat16())
+
+
+def test_correction_biases_and_shared_experts_are_streamed_too() -> None:
+    """A consumer without the biases routes otherwise; they stay fp32, whose steps bf16 would swallow."""
+    model = filled(SMALL.model_copy(update={"router_bias_update_rate": 1e-3, "n_shared_experts": 1}))
+    bias = model.get_buffer("layers.1.moe.router.e_score_correction_bias").normal_()
+    pairs = [pair for bucket in stream_hf_weights(model, BUCKET_BYTES, dtype=torch.bfloat16) for pair in bucket]
+    streamed = dict(pairs)
+    assert torch.equal(streamed["model.layers.1.mlp.gate.e_score_correction_bias"], bias)
+    shared = model.get_parameter("layers.1.moe.shared_experts.up_proj.weight")
+    assert torch.equal(streamed["model.layers.1.mlp.shared_experts.up_proj.weight"], shared.bfloat16())
+    assert len(streamed) == len(pairs)
 
 
 # ---------------------------------------------------------------- memory
