@@ -2,115 +2,40 @@
 
 Loss, every gradient against its largest entry, the norm, and the loss after one AdamW step, each within 1e-5
 relative of one plain rank in fp32, with expert weights 8 times larger than published.
+
+``pytest --all-layouts`` runs the whole table and draws more layouts. A fresh world for each case costs half a second
+and keeps process groups and compiled code of one case out of the next.
 """
 
+from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from epbench.cells import Cell, ModelSpec, TrainSpec
-from epbench.layout import Layout
+from epbench.layout import Layout, legal_layouts, violations
 from epbench.records import VerifyRecord
+from epbench.runner.verify import verify_cell
+from epbench.stacks.protocol import World
+from tests.parallel.layouts import MODEL, PACKED, ROWS, SIGMOID, TRAIN, WORLD_SIZE, Case, Row, complete, sample
 from tests.parallel.plants import PLANTS
 from tests.ranks import run_on_ranks
 
 TOLERANCE = 1e-5
-TRAIN = TrainSpec(seq_len=32, global_batch_size=8, micro_batch_size=1)
-
-LAYOUTS = {
-    "dp4": Layout(dp_shard=4),
-    "dp4-ep4": Layout(dp_shard=4, ep=4),
-    "dp4-ep2": Layout(dp_shard=4, ep=2),
-    "dp2-tp2": Layout(dp_shard=2, tp=2),
-    "tp4": Layout(tp=4),
-    "dp2-cp2": Layout(dp_shard=2, cp=2),
-    "cp4": Layout(cp=4),
-    "dp2-tp2-ep2": Layout(dp_shard=2, tp=2, ep=2),
-    "dp2-tp2-ep4": Layout(dp_shard=2, tp=2, ep=4),
-    "dp2-cp2-ep2": Layout(dp_shard=2, cp=2, ep=2),
-    "dp2-cp2-ep4": Layout(dp_shard=2, cp=2, ep=4),
-    "cp2-tp2-ep4": Layout(cp=2, tp=2, ep=4),
-    "dp2-tp2-etp2": Layout(dp_shard=2, tp=2, etp=2),
-    "dp2-tp2-ep2-etp2": Layout(dp_shard=2, tp=2, ep=2, etp=2),
-    "rep2-dp2-ep2": Layout(dp_replicate=2, dp_shard=2, ep=2),
-    "rep2-tp2": Layout(dp_replicate=2, tp=2),
-    "cp2-tp2-ep2-etp2": Layout(cp=2, tp=2, ep=2, etp=2),
-    "tp4-ep4": Layout(tp=4, ep=4),
-}
-
-SIGMOID: dict[str, Any] = {
-    "scoring_func": "sigmoid",
-    "n_group": 4,
-    "topk_group": 2,
-    "routed_scaling_factor": 2.5,
-    "router_bias_update_rate": 0.05,
-}
-
-PACKED: dict[str, Any] = {"seq_len": 96, "packing": "lognormal", "micro_batch_size": 2}
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "kv heads repeated beyond cp": {"layout": "cp4", "model": {"num_key_value_heads": 2}},
-    "experts cut on their width by FSDP": {"layout": "dp4-ep2", "model": {"num_experts": 2}},
-    "a dense first layer": {"layout": "dp2-tp2-ep2", "model": {"mlp_only_layers": (0,)}},
-    "batches of two sequences": {"layout": "cp2-tp2-ep4", "train": {"micro_batch_size": 2}},
-    "forced routing": {"layout": "dp2-tp2-ep2-etp2", "routing": "round_robin"},
-    "no clipping": {"layout": "dp4-ep4", "train": {"max_grad_norm": 0.0}},
-    "weights kept after forward": {"layout": "dp2-cp2-ep2", "train": {"reshard_after_forward": False}},
-    "sigmoid scores, groups and a moving bias": {"layout": "dp2-tp2-ep4", "model": SIGMOID},
-    "a moving bias where tp ranks route the same tokens": {"layout": "dp2-tp2-ep2-etp2", "model": SIGMOID},
-    "shared experts beside sequence-sharded tokens": {"layout": "dp2-tp2-ep2", "model": {"n_shared_experts": 2}},
-    "shared experts summed with split ones": {"layout": "dp2-tp2-ep2-etp2", "model": {"n_shared_experts": 1}},
-    "shared experts under cp": {"layout": "dp2-cp2-ep4", "model": {"n_shared_experts": 1}},
-    "a moving bias, groups and shared experts, compiled": {
-        "layout": "dp2-tp2-ep2-etp2",
-        "mode": "compiled",
-        "model": {**SIGMOID, "n_shared_experts": 1},
-    },
-    "scores before experts": {"layout": "dp4-ep4", "model": {"score_before_experts": True}},
-    "scores before split experts, forced": {
-        "layout": "dp2-tp2-ep2-etp2",
-        "routing": "round_robin",
-        "model": {"score_before_experts": True},
-    },
-    "all of it, repeated in backward": {
-        "layout": "cp2-tp2-ep4",
-        "model": {**SIGMOID, "n_shared_experts": 2, "score_before_experts": True},
-        "train": {"micro_batch_size": 2, "activation_checkpointing": "full"},
-    },
-    "packed documents over chunks of the sequence": {
-        "layout": "cp4",
-        "model": {"num_key_value_heads": 2},
-        "train": PACKED,
-    },
-    "packed documents under tp and ep": {"layout": "dp2-tp2-ep4", "train": PACKED},
-    "packed documents, repeated in backward": {
-        "layout": "cp2-tp2-ep4",
-        "train": {**PACKED, "activation_checkpointing": "full"},
-    },
-    "packed documents, compiled": {"layout": "dp2-cp2-ep2", "mode": "compiled", "train": PACKED},
-}
 
 
-def _cell(layout: str, **changes: Any) -> Cell:
-    model = ModelSpec().model_copy(update=changes.get("model", {}))
-    train = TRAIN.model_copy(update=changes.get("train", {}))
-    return Cell(
-        layout=LAYOUTS[layout],
-        mode=changes.get("mode", "eager"),
-        routing=changes.get("routing", "natural"),
-        model=model,
-        train=train,
-    )
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        everything = metafunc.config.getoption("all_layouts")
+        metafunc.parametrize("case", complete() if everything else sample(), ids=str)
 
 
 def _verify(cell: Cell, plant: str, backend: str) -> VerifyRecord:
-    from unittest.mock import patch
-
-    from epbench.runner.verify import verify_cell
-    from epbench.stacks.protocol import World
-
     rank = dist.get_rank()
     world = World(rank, dist.get_world_size(), rank, torch.device("cpu"))
     with PLANTS[plant](), patch("epbench.parallel.apply.compile_backend", lambda: backend):
@@ -118,66 +43,146 @@ def _verify(cell: Cell, plant: str, backend: str) -> VerifyRecord:
 
 
 def _parity(cell: Cell, *, plant: str = "nothing", backend: str = "aot_eager") -> VerifyRecord:
-    records: list[VerifyRecord] = run_on_ranks(4, _verify, cell, plant, backend)
+    """Compiled cases make whole graphs through AOTAutograd; what inductor makes of them is a test of its own."""
+    records: list[VerifyRecord] = run_on_ranks(cell.world_size, _verify, cell, plant, backend)
     assert all(record == records[0] for record in records), "ranks disagree about the verdict"
     assert records[0].scope == "full"
     return records[0]
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layout_equals_one_rank(layout: str, checkpointing: str) -> None:
-    cell = _cell(layout, train={"activation_checkpointing": checkpointing})
-    record = _parity(cell)
+# ---- the table ----
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.layout.slug}, {row.special}")
+def test_row_is_legal(row: Row) -> None:
+    cell = row.cell()
+    assert violations(row.layout, world_size=WORLD_SIZE, model=cell.model, train=cell.train) == []
+
+
+def test_the_table_is_wide_and_says_what_each_row_is_for() -> None:
+    assert len({row.layout for row in ROWS}) >= 22
+    assert len({row.special for row in ROWS}) == len(ROWS)
+    assert len({row.cell().id for row in ROWS}) == len(ROWS), "no row is there twice"
+
+
+def test_the_sample_has_every_row_mode_and_checkpointing() -> None:
+    assert {case.row.special for case in sample()} == {row.special for row in ROWS}
+    assert Counter((case.mode, case.checkpointing) for case in sample()).keys() == {
+        (case.mode, case.checkpointing) for case in complete()
+    }
+    assert {str(case) for case in sample()} <= {str(case) for case in complete()}
+
+
+def test_layout_equals_one_rank(case: Case) -> None:
+    record = _parity(case.cell)
     assert record.passed, record
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_variant_equals_one_rank(variant: str) -> None:
-    record = _parity(_cell(**VARIANTS[variant]))
-    assert record.passed, record
+# ---- four ranks: what the table leaves out by default ----
+
+FOUR_RANKS: dict[str, Row] = {
+    "a moving bias, groups and shared experts": Row(
+        "experts split and spread", Layout(dp_shard=2, tp=2, ep=2, etp=2), {**SIGMOID, "n_shared_experts": 1}
+    ),
+    "packed documents": Row("ep over dp and cp", Layout(dp_shard=2, cp=2, ep=2), train=PACKED),
+    "experts cut on their width": Row("dim 1 over efsdp", Layout(dp_shard=4, ep=2), {"num_experts": 2}),
+}
 
 
-@pytest.mark.parametrize("layout", ["dp4-ep4", "dp2-cp2-ep2", "dp2-tp2-ep2-etp2"])
-def test_compiled_layout_equals_one_rank(layout: str) -> None:
-    """Whole graphs, through AOTAutograd; what inductor makes of them is the next test's."""
-    record = _parity(_cell(layout, mode="compiled", train={"activation_checkpointing": "full"}))
+@pytest.mark.parametrize("name", FOUR_RANKS)
+def test_compiled_variant_equals_one_rank(name: str) -> None:
+    record = _parity(FOUR_RANKS[name].cell("compiled", "none"))
     assert record.passed, record
 
 
 @pytest.mark.timeout(600)
 def test_inductor_equals_one_rank() -> None:
-    record = _parity(_cell("cp2-tp2-ep4", mode="compiled"), backend="inductor")
+    record = _parity(Row("all axes", Layout(cp=2, tp=2, ep=4)).cell("compiled"), backend="inductor")
     assert record.passed, record
 
 
+# ---- layouts that nobody thought of ----
+
+
+@st.composite
+def drawn_cells(draw: st.DrawFn) -> Cell:
+    """A legal layout of a small model on 4 or 8 ranks, eager, with any checkpointing."""
+    world_size = draw(st.sampled_from([8, 4]))
+    num_experts = draw(st.sampled_from([8, 12, 6, 4, 2]))
+    heads, kv_heads = draw(st.sampled_from([(8, 4), (8, 2), (8, 8), (4, 1), (16, 4)]))
+    model = MODEL.model_copy(
+        update={
+            "num_experts": num_experts,
+            "num_experts_per_tok": draw(st.integers(1, min(3, num_experts))),
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "moe_intermediate_size": draw(st.sampled_from([32, 64])),
+            "norm_topk_prob": draw(st.booleans()),
+            "n_shared_experts": draw(st.sampled_from([0, 1])),
+            "mlp_only_layers": draw(st.sampled_from([(), (0,), (1,)])),
+            "tie_word_embeddings": draw(st.booleans()),
+            "scoring_func": draw(st.sampled_from(["softmax", "sigmoid"])),
+        }
+    )
+    train = TRAIN.model_copy(update={"activation_checkpointing": draw(st.sampled_from(["full", "selective", "none"]))})
+    layout = draw(st.sampled_from(legal_layouts(world_size, model, train)))
+    return Cell(layout=layout, model=model, train=train)
+
+
+@pytest.mark.timeout(1800)
+def test_drawn_layout_equals_one_rank(pytestconfig: pytest.Config) -> None:
+    """The same few every time, so that a failure is a finding and not the weather; more with ``--all-layouts``."""
+
+    @settings(
+        max_examples=60 if pytestconfig.getoption("all_layouts") else 5,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],  # shrinking would take minutes, and the cell that failed is printed
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(drawn_cells())
+    def equals_one_rank(cell: Cell) -> None:
+        record = _parity(cell)
+        assert record.passed, record
+
+    equals_one_rank()
+
+
+# ---- planted mistakes ----
+
+PACKED_TRAIN = TRAIN.model_copy(update=PACKED)
+FULL = TRAIN.model_copy(update={"activation_checkpointing": "full"})
+
+
+def _planted(layout: Layout, train: TrainSpec = TRAIN, **model: Any) -> Cell:
+    return Cell(layout=layout, model=ModelSpec(**model), train=train)
+
+
 @pytest.mark.parametrize(
-    ("plant", "layout", "parameter"),
+    ("plant", "cell", "parameter"),
     [
-        ("experts summed twice", "dp2-tp2-etp2", None),
-        ("gate gradient of one rank", "dp2-tp2-ep2", "router.gate"),
-        ("gate gradient of one rank", "dp2-tp2-etp2", "router.gate"),
-        ("norm counts replicas", "dp2-tp2", None),
+        ("experts summed twice", _planted(Layout(dp_shard=2, tp=2, etp=2)), None),
+        ("gate gradient of one rank", _planted(Layout(dp_shard=2, tp=2, ep=2)), "router.gate"),
+        ("gate gradient of one rank", _planted(Layout(dp_shard=2, tp=2, etp=2)), "router.gate"),
+        ("scores without gradient", _planted(Layout(dp_shard=4, ep=4)), "router.gate"),
+        ("expert gradient divided", _planted(Layout(dp_shard=4, ep=2)), "experts"),
+        ("norm counts replicas", _planted(Layout(dp_shard=2, tp=2)), None),
+        ("shared experts of one rank", _planted(Layout(dp_shard=2, tp=2, ep=2), n_shared_experts=1), None),
+        ("another choice in recompute", _planted(Layout(dp_shard=4, ep=4), FULL), None),
+        ("bias of one rank", _planted(Layout(dp_shard=2, cp=2, ep=4), **SIGMOID), None),
+        ("bias moved twice", _planted(Layout(dp_shard=4, ep=4), FULL, **SIGMOID), None),
+        ("documents see each other", _planted(Layout(dp_shard=2, cp=2), PACKED_TRAIN), None),
     ],
+    ids=lambda value: value.layout.slug if isinstance(value, Cell) else value,
 )
-def test_planted_mistake_is_noticed(plant: str, layout: str, parameter: str | None) -> None:
-    record = _parity(_cell(layout), plant=plant)
+def test_planted_mistake_is_noticed(plant: str, cell: Cell, parameter: str | None) -> None:
+    record = _parity(cell, plant=plant)
     assert record.passed is False, f"{plant} went unnoticed: {record}"
     assert parameter is None or parameter in str(record.worst_parameter), record
 
 
-@pytest.mark.parametrize(
-    ("plant", "layout", "model"),
-    [
-        ("shared experts of one rank", "dp2-tp2-ep2", {"n_shared_experts": 1}),
-        ("bias of one rank", "dp2-cp2-ep4", SIGMOID),
-    ],
-)
-def test_mistake_in_the_moe_layer_is_noticed(plant: str, layout: str, model: dict[str, Any]) -> None:
-    record = _parity(_cell(layout, model=model), plant=plant)
-    assert record.passed is False, f"{plant} went unnoticed: {record}"
-
-
-def test_documents_that_see_each_other_are_noticed() -> None:
-    record = _parity(_cell("dp2-cp2", train=PACKED), plant="documents see each other")
-    assert record.passed is False, f"it went unnoticed: {record}"
+def test_every_plant_is_planted() -> None:
+    """The cases above, without the mistake, are right: what is noticed is the mistake."""
+    cell = _planted(Layout(dp_shard=4, ep=4), FULL, **SIGMOID)
+    assert _parity(cell).passed
