@@ -80,7 +80,8 @@ class ModelSpec(Frozen):
         dense = 3 * self.hidden_size * self.intermediate_size
         blocks = self.num_layers * (attention + norms)
         blocks += self.num_moe_layers * moe + (self.num_layers - self.num_moe_layers) * dense
-        return blocks + 2 * self.vocab_size * self.hidden_size + self.hidden_size
+        vocabularies = 1 if self.tie_word_embeddings else 2
+        return blocks + vocabularies * self.vocab_size * self.hidden_size + self.hidden_size
 
     @property
     def total_parameters(self) -> int:

@@ -53,7 +53,6 @@ _SIZES = (  # what describes a model when no preset does
 )
 _BUILT: dict[str, tuple[object, ...]] = {
     "routing": ("natural", "round_robin"),
-    "model.tie_word_embeddings": (False,),
     "train.compute_dtype": ("fp32", "bf16"),
     "train.master_dtype": ("fp32",),
     "train.activation_checkpointing": ("none", "full", "selective"),

@@ -18,6 +18,12 @@ def test_parameters_of_the_published_models(preset: str, total_billions: float, 
     assert model.active_parameters / 1e9 == pytest.approx(active_billions, abs=0.006)
 
 
+def test_a_tied_lm_head_has_no_parameters_of_its_own() -> None:
+    untied = ModelSpec()
+    tied = untied.model_copy(update={"tie_word_embeddings": True})
+    assert untied.total_parameters - tied.total_parameters == 512 * 64
+
+
 def test_by_hand_shared_experts_are_parameters_that_every_token_passes() -> None:
     """One shared expert of 3 x 64 x 32 = 6144 in each of two MoE layers; the dense layer between has none."""
     sizes = {"num_layers": 3, "mlp_only_layers": (1,)}

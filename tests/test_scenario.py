@@ -241,9 +241,7 @@ def test_explicit_model(write: Write) -> None:
         ("train", 'dispatcher = "deepep"'),
         ("train", 'compute_dtype = "fp8"'),
         ("train", 'master_dtype = "fp8"'),
-        ("train", 'activation_checkpointing = "selective"'),
         ("train", 'overlap = "chunks:4"'),
-        ("model", 'tie_word_embeddings = true\npreset = "tiny"'),
     ],
 )
 def test_what_is_not_built_is_refused_when_fixed_and_skipped_on_an_axis(write: Write, table: str, line: str) -> None:
