@@ -66,10 +66,15 @@ class RunDirectory:
             raise RunError(f"'{_shortened(cell_id)}' is not the id of a cell")
         return self.path / "cells" / cell_id
 
-    def entries(self) -> list[CellEntry]:
-        """All planned cells in the order of the plan."""
-        found = (read_record(path, CellEntry) for path in self.path.glob("cells/*/cell.json"))
-        return sorted((entry for entry in found if entry), key=lambda entry: (entry.order, entry.cell.id))
+    def entries(self) -> dict[str, CellEntry]:
+        """All planned cells by their id, in the order of the plan.
+
+        A cell is called what its directory is called: a version whose cells had fewer settings made another id of it.
+        """
+        paths = [path for path in self.path.glob("cells/*/cell.json") if _CELL_ID.fullmatch(path.parent.name)]
+        found = {path.parent.name: read_record(path, CellEntry) for path in paths}
+        planned = {cell_id: entry for cell_id, entry in found.items() if entry}
+        return dict(sorted(planned.items(), key=lambda item: (item[1].order, item[0])))
 
     def view(self) -> RunView:
         """Every planned cell: its result, or its plan where it has none yet."""
@@ -78,7 +83,7 @@ class RunDirectory:
             run=record,
             protocol=record.protocol,
             environment=record.environment,
-            cells=[self.read_result(entry.cell.id) or result_of(entry) for entry in self.entries()],
+            cells=[self.read_result(cell_id) or _not_run(cell_id, entry) for cell_id, entry in self.entries().items()],
         )
 
     def write_cell(self, entry: CellEntry) -> None:
@@ -120,6 +125,12 @@ def result_of(entry: CellEntry) -> CellResult:
         reason=entry.skip_reason or "not run yet",
         world_size=entry.world_size or cell.world_size,
     )
+
+
+def _not_run(cell_id: str, entry: CellEntry) -> CellResult:
+    """The row of a cell without a result, with the settings that its file names and no others."""
+    written = entry.cell.model_dump(mode="json", include={"model", "train"}, exclude_unset=True)
+    return result_of(entry).model_copy(update={"cell": cell_id} | written)
 
 
 def create_run(reports_dir: Path, record: RunRecord, scenario_text: str) -> RunDirectory:

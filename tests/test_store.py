@@ -58,6 +58,19 @@ def test_view_has_every_planned_cell_in_order(run: RunDirectory) -> None:
     ]
 
 
+def test_a_run_of_a_version_whose_cells_had_fewer_settings_keeps_its_rows(run: RunDirectory) -> None:
+    """There a cell's digest was of fewer keys, so its directories have ids that are computed no more."""
+    measured, waiting = "dp2-ep2-eager-natural-0ld0ld", "dp2-ep2-compiled-natural-0ld0ld"
+    for order, cell_id in enumerate((measured, waiting)):
+        entry = CellEntry(order=order, cell=CELL).model_dump(mode="json")
+        del entry["cell"]["train"]["packing"]
+        write_atomically(run.cell_path(cell_id) / "cell.json", json.dumps(entry))
+    run.write_result(finished(CellEntry(order=0, cell=CELL)).model_copy(update={"cell": measured}))
+    rows = run.view().cells
+    assert [(row.cell, row.outcome) for row in rows] == [(measured, "ok"), (waiting, None)]
+    assert "packing" not in rows[1].train
+
+
 @pytest.mark.parametrize("damage", ["torn", "foreign", "empty", "another cell's"])
 def test_a_damaged_result_counts_as_absent(run: RunDirectory, damage: str) -> None:
     entry = CellEntry(order=0, cell=CELL)
