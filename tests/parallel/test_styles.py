@@ -1,7 +1,7 @@
 """Parallel styles as somebody uses them who knows nothing of the benchmark: docs/parallel.md, run as printed.
 
-Each example is a script for torchrun: every rank runs it with torchrun's variables, in processes that have imported torch
-already.
+Each example is a script for torchrun: every rank runs it with torchrun's variables, in processes that have imported
+torch already.
 """
 
 import os
