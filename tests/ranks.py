@@ -22,7 +22,10 @@ __all__ = ["run_on_ranks"]
 _TIMEOUT_S = 240.0
 
 
-def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: tuple[Callable[..., Any], Any]) -> None:
+Work = tuple[Callable[..., Any], Any, str]  # function, arguments, backend
+
+
+def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: Work) -> None:
     import torch
     import torch.distributed as dist
 
@@ -30,10 +33,12 @@ def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: tuple[
     for dynamo_looks_at in ("The .grad attribute", "<class 'torch.autograd.function.Function'> should not be"):
         warnings.filterwarnings("ignore", message=dynamo_looks_at)
     torch.set_num_threads(1)
-    function, arguments = work
+    function, arguments, backend = work
     try:
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
         dist.init_process_group(
-            "gloo",
+            backend,
             init_method=f"file://{store}",
             rank=rank,
             world_size=world_size,
@@ -46,7 +51,7 @@ def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: tuple[
 
 
 @contextmanager
-def _world(size: int, work: tuple[Callable[..., Any], Any]) -> Iterator[list[Connection]]:
+def _world(size: int, work: Work) -> Iterator[list[Connection]]:
     context: ForkServerContext = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.preload"])
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
@@ -76,12 +81,13 @@ def _receive(pipe: Connection, rank: int) -> tuple[bool, Any]:
     return answer
 
 
-def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, backend: str = "gloo") -> list[Any]:
     """Calls ``function(*arguments)`` on every rank of a new world; returns the results in order of rank.
 
-    AssertionError with the traceback of the first rank that failed on its own account.
+    With ``backend="nccl"`` rank r has GPU r. AssertionError with the traceback of the first rank that failed on its
+    own account.
     """
-    with _world(world_size, (function, arguments)) as pipes:
+    with _world(world_size, (function, arguments, backend)) as pipes:
         results = [_receive(pipe, rank) for rank, pipe in enumerate(pipes)]
     failures = [f"rank {rank} failed:\n{value}" for rank, (ok, value) in enumerate(results) if not ok]
     peers = ("Connection closed by peer", "Connection reset by peer", "Timed out")
