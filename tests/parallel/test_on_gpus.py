@@ -25,8 +25,8 @@ pytestmark = [
 
 MODEL = PRESETS["qwen3-30b-a3b"].model_copy(update={"num_layers": 2})
 TRAIN = TrainSpec(seq_len=128, global_batch_size=8, micro_batch_size=2, compute_dtype="bf16")
-PACKED = {"packing": "lognormal", "seq_len": 256}
-DEEP = {
+PACKED: dict[str, Any] = {"packing": "lognormal", "seq_len": 256}
+DEEP: dict[str, Any] = {
     "scoring_func": "sigmoid",
     "n_group": 8,
     "topk_group": 4,
