@@ -7,7 +7,7 @@ defaults of ``transformers`` are not the published values (facts 1), so what sha
 """
 
 import json
-import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from pydantic import ValidationError
 
 from epbench.cells import ModelSpec
 from epbench.errors import CheckpointError
+from epbench.files import read_text
 from epbench.wording import place, shown
 
 __all__ = ["INDEX", "SINGLE", "config_json", "model_spec", "weight_files"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")  # in the directory itself, whatever an index says
+_MOST_MIB = 64  # an index of 100,000 tensors has 10
 
 _ARCHITECTURE, _MODEL_TYPE = "Qwen3MoeForCausalLM", "qwen3_moe"
 _REQUIRED = {  # the file's key -> ours
@@ -127,15 +131,17 @@ def _indexed(index: Path) -> list[str]:
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{place(index)}: weight_map is missing or does not name files")
+    for name in names:
+        if not _FILE.fullmatch(name):
+            raise CheckpointError(f"{place(index)}: weight_map names {shown(name)}, no safetensors file beside it")
     return sorted(set(names))
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     where = place(path)
+    text = read_text(path, most_mib=_MOST_MIB, error=CheckpointError)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{where}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
+        content = json.loads(text)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{where}: is not JSON") from None
     if not isinstance(content, dict):
@@ -170,21 +176,22 @@ def _rope_theta(config: dict[str, Any], *, where: str) -> Any:
             raise CheckpointError(f"{where}: {key} = {shown(config[key])} is not built; only rope_type default is")
     if not thetas:
         raise CheckpointError(f"{where}: rope_theta is missing")
-    if any(theta != thetas[0] for theta in thetas):
-        raise CheckpointError(f"{where}: rope_theta is given twice, as {shown(thetas[0])} and {shown(thetas[1])}")
+    for theta in thetas[1:]:
+        if theta != thetas[0]:
+            raise CheckpointError(f"{where}: rope_theta is given twice, as {shown(thetas[0])} and {shown(theta)}")
     return thetas[0]
 
 
 def _validated(values: dict[str, Any], *, where: str) -> ModelSpec:
     theirs = {ours: key for key, ours in _REQUIRED.items()}
     for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise CheckpointError(f"{where}: {theirs.get(name, name)} must be finite")
+        if isinstance(value, int | float) and not abs(value) < 2**63:
+            raise CheckpointError(f"{where}: {theirs.get(name, name)} must be finite and below 2^63")
     frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
         return ModelSpec.model_validate(frozen, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = theirs.get(str(first["loc"][0]), first["loc"][0])
-        reason = first["msg"].removeprefix("Input ")
+        reason = first["msg"].removeprefix("Input ").replace("a valid tuple", "a list")
         raise CheckpointError(f"{where}: {key} {reason}, got {shown(first['input'])}") from None

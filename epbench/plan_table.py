@@ -7,11 +7,23 @@ from epbench.cells import Cell, ModelSpec
 from epbench.scenario import PlannedCell, Scenario
 from epbench.scenario_matrix import cell_value
 from epbench.store import CellEntry, result_of
+from epbench.wording import place
 
 __all__ = ["plan_json", "render_plan"]
 
 _HEADER = ("cell", "layout", "mode", "routing", "model", "tokens/step", "micro-batches")
 _RIGHT_ALIGNED = ("tokens/step", "micro-batches")
+_SAID_ALREADY = {  # in the columns above, or by the layout
+    "layout",
+    "mode",
+    "routing",
+    "world_size",
+    "model.preset",
+    "model.num_layers",
+    "model.num_experts",
+    "model.num_experts_per_tok",
+    "model.moe_intermediate_size",
+}
 
 
 def plan_json(scenario: Scenario) -> str:
@@ -35,8 +47,8 @@ def render_plan(scenario: Scenario) -> str:
     skipped = [it for it in scenario.planned if it.skip_reason is not None]
     lines = [_title(scenario), ""]
     if scenario.cells:
-        extra = [key for key in scenario.varied if key.startswith("train.")]
-        header = (*_HEADER, *(key.removeprefix("train.") for key in extra))
+        extra = [key for key in scenario.varied if key not in _SAID_ALREADY]
+        header = (*_HEADER, *(key.partition(".")[2] for key in extra))
         lines += [*_table([header, *(_row(cell, extra) for cell in scenario.cells)]), ""]
     if skipped:
         lines += ["skipped:", *(f"  {it.cell.id}: {it.skip_reason}" for it in skipped), ""]
@@ -71,7 +83,7 @@ def _row(cell: Cell, extra: Iterable[str]) -> tuple[str, ...]:
         _model_words(cell.model),
         f"{cell.train.global_batch_size * cell.train.seq_len:,}",
         f"{cell.num_micro_batches} x {cell.micro_batch_size}",
-        *(str(cell_value(cell, key, world_size=cell.world_size)) for key in extra),
+        *(place(cell_value(cell, key, world_size=cell.world_size)) for key in extra),
     )
 
 
@@ -81,7 +93,7 @@ def _model_words(model: ModelSpec) -> str:
         layers += f" of {model.total_layers}"
     experts = f"{model.num_experts} experts x {model.moe_intermediate_size}, top-{model.num_experts_per_tok}"
     sizes = f"{_billions(model.total_parameters)}, {_billions(model.active_parameters)} active"
-    return f"{model.preset}: {layers} layers, {experts}; {sizes}"
+    return f"{place(model.preset)}: {layers} layers, {experts}; {sizes}"
 
 
 def _billions(parameters: int) -> str:

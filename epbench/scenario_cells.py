@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from epbench.cells import Cell, ModelSpec, TrainSpec
 from epbench.errors import LayoutError, ScenarioError
+from epbench.files import real_path
 from epbench.layout import Layout, legal_layouts, parse_slug, violations
 from epbench.scenario_file import Document
 from epbench.scenario_matrix import (
@@ -113,8 +114,8 @@ def _with_tokens(train: TrainSpec, model: ModelSpec, document: Document) -> Trai
     """``train.data`` as a checked path that ranks can open, wherever they are started."""
     if train.data == "random":
         return train
-    path = (document.path.parent / train.data).resolve()
     try:
+        path = real_path(document.path.parent / train.data, error=ScenarioError)
         check_token_file(path, train, vocab_size=model.vocab_size)
     except ScenarioError as error:
         raise ScenarioError(f"{document.where}: train.data: {error}") from None

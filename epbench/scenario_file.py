@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from epbench.errors import ScenarioError
+from epbench.files import read_text
 from epbench.scenario_schema import check_keys
 from epbench.wording import place, shown
 
 __all__ = ["Document", "read_document", "to_toml"]
 
 _NAME = re.compile(r"[a-zA-Z0-9._-]{1,64}", re.ASCII)
-_MAX_BYTES = 1 << 20
 _DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -65,7 +65,7 @@ def read_document(path: Path) -> Document:
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
     where = place(path)
-    text = _text(path, where)
+    text = read_text(path, most_mib=1, error=ScenarioError).replace("\r\n", "\n")
     try:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -75,26 +75,6 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     for key in _unfit_values(tables):
         raise ScenarioError(f"{where}: {shown(key)} is a date, an infinite number, or one beyond 64 bits")
     return text, tables
-
-
-def _text(path: Path, where: str) -> str:
-    try:
-        if path.is_dir():
-            raise ScenarioError(f"{where}: is a directory, not a scenario file")
-        if path.exists() and not path.is_file():
-            raise ScenarioError(f"{where}: is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise ScenarioError(f"{where}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
-    except ValueError:
-        raise ScenarioError(f"{where}: is not a possible path") from None
-    if len(content) > _MAX_BYTES:
-        raise ScenarioError(f"{where}: is larger than 1 MiB, which no scenario needs")
-    try:
-        return content.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{where}: is not UTF-8 text (byte {error.start})") from None
 
 
 def _one_line(error: ValueError) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from epbench.cells import PRESETS, Frozen, MeasureSpec, Mode, ModelSpec, TrainSpec
 from epbench.errors import CheckpointError, ScenarioError
+from epbench.files import real_path
 from epbench.hf_config import model_spec, weight_files
 from epbench.wording import either, shown, suggestion
 
@@ -193,8 +194,9 @@ def _checkpoint_model(values: dict[str, Any], *, where: str, root: Path) -> Mode
     if not isinstance(directory, str) or not directory:
         raise ScenarioError(f"{where}: model.checkpoint must be a directory, got {shown(directory)}")
     try:
-        published = model_spec((root / directory).absolute())
-        weight_files(root / directory)
+        place = real_path(root / directory, error=CheckpointError)
+        published = model_spec(place)
+        weight_files(place)
     except CheckpointError as error:
         raise ScenarioError(f"{where}: model.checkpoint: {error}") from None
     given = {name: value for name, value in values.items() if name != "checkpoint"}
@@ -256,5 +258,5 @@ def _sentence(error: ValidationError, *, prefix: str) -> str:
 
 
 def _requirement(message: str) -> str:
-    subject, found, rest = message.partition(" should ")
+    subject, found, rest = message.replace("a valid tuple", "a list").partition(" should ")
     return f"must {rest}" if found and " " not in subject else message[:1].lower() + message[1:]

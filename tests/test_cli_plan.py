@@ -104,6 +104,18 @@ def test_hostile_description_reaches_the_terminal_as_plain_text(tmp_path: Path) 
     assert epbench("plan", str(path)).stdout.splitlines()[0] == "s: a[31mb c"
 
 
+def test_a_setting_of_the_model_that_varies_is_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'schema = 1\nname = "s"\nworld_size = 1\n[model]\npreset = "tiny"\n[matrix]\nlayout = "dp1"\n'
+        'model.scoring_func = ["softmax", "sigmoid"]\ntrain.packing = ["none", "lognormal"]\n'
+    )
+    header, *rows = epbench("plan", str(path)).stdout.splitlines()[2:7]
+    assert header.split()[-2:] == ["scoring_func", "packing"]
+    assert [row.split()[-2:] for row in rows[:2]] == [["softmax", "none"], ["softmax", "lognormal"]]
+    assert [row.split()[-2:] for row in rows[2:]] == [["sigmoid", "none"], ["sigmoid", "lognormal"]]
+
+
 # ---- bad input ----
 
 
@@ -140,7 +152,7 @@ def test_hostile_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_files_that_are_no_scenario(tmp_path: Path) -> None:
     assert "cannot be read: no such file or directory" in refused("plan", "none.toml")
-    assert "is a directory, not a scenario file" in refused("plan", str(tmp_path))
+    assert "is a directory, not a file" in refused("plan", str(tmp_path))
     assert "is too long to be meant" in refused("plan", "n" * 10_000)
     (tmp_path / "bad.toml").write_bytes(b"\xff\xfe")
     assert "is not UTF-8 text" in refused("plan", str(tmp_path / "bad.toml"))

@@ -45,6 +45,16 @@ def test_sizes_are_those_of_the_file_and_the_path_is_relative_to_the_scenario(sc
     assert shrink(cell).model.checkpoint is None
 
 
+def test_one_directory_is_one_cell_however_the_scenario_is_reached(
+    scenario: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = scenario(f'[model]\ncheckpoint = "weights"\n{CELL}')
+    (path.parent / "link").symlink_to(path.parent)
+    monkeypatch.chdir(path.parent / "weights")
+    ways = (path, Path("../scenario.toml"), path.parent / "link" / "scenario.toml")
+    assert len({load_scenario(way).cells[0].id for way in ways}) == 1
+
+
 def test_fewer_layers_and_equal_keys_are_allowed(scenario: Callable[[str], Path]) -> None:
     text = '[model]\ncheckpoint = "weights"\nnum_layers = 1\nmlp_only_layers = [0]\nrope_theta = 1e6\n'
     model = load_scenario(scenario(text + CELL)).planned[0].cell.model
@@ -61,7 +71,7 @@ WRONG = {
     'checkpoint = "elsewhere"': "elsewhere/config.json: cannot be read: no such file",
     "checkpoint = 3": "model.checkpoint must be a directory, got 3",
     'checkpoint = ""': "model.checkpoint must be a directory, got ''",
-    'checkpoint = "a\\u0000b"': "config.json'",
+    'checkpoint = "a\\u0000b"': "is not a possible path",
     'checkpoint = "weights"\npreset = "tiny"': "model.preset and model.checkpoint both give the sizes",
     'checkpoint = "weights"\nnum_layers = 3': "model.num_layers = 3, but the checkpoint has 2",
     'checkpoint = "weights"\nnum_experts = 8': "model.num_experts = 8, but the checkpoint has 12",

@@ -448,7 +448,7 @@ def test_extends_is_one_level(write: Write) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.toml").endswith("none.toml: cannot be read: no such file or directory")
-    assert "is a directory, not a scenario file" in refusal(tmp_path)
+    assert "is a directory, not a file" in refusal(tmp_path)
     assert "cannot be read: file name too long" in refusal(tmp_path / ("n" * 10_000))
     assert "is not a possible path" in refusal("a\0b")
     binary = tmp_path / "latin.toml"

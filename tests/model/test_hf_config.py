@@ -106,6 +106,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a size of the wrong type": ({"hidden_size": "2048"}, "hidden_size should be a valid integer, got '2048'"),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers should be greater than 0, got 0"),
     "an infinite number": ({"rms_norm_eps": float("inf")}, "rms_norm_eps must be finite"),
+    "a rope base that is no number": ({"rope_theta": float("nan")}, "rope_theta must be finite"),
+    "a size that no count holds": ({"num_experts": 2**70}, "num_experts must be finite and below 2^63"),
+    "layers that are no list": ({"mlp_only_layers": "0"}, "mlp_only_layers should be a list, got '0'"),
 }
 
 
@@ -126,13 +129,25 @@ def test_what_is_not_built_is_refused_by_its_key(case: str, tmp_path: Path) -> N
         (None, "cannot be read: no such file"),
         ("{", "is not JSON"),
         ("[]", "is not a JSON object"),
-        ("\x80", "not JSON"),
+        ("\x80", r"is not UTF-8 text \(byte 0\)"),
+        ('{"a": ' * 100_000, "is not JSON"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_sentence(text: str | None, words: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(CheckpointError, match=words):
+        model_spec(tmp_path)
+
+
+def test_a_file_that_never_ends_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        model_spec(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(CheckpointError, match="is larger than 64 MiB"):
         model_spec(tmp_path)
 
 

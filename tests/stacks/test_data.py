@@ -1,5 +1,6 @@
 """Batches: next tokens as labels, documents that end, and token files read in order, or refused in a sentence."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,21 @@ def _cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
+def _header(text: str) -> Callable[[Path], object]:
+    """A file with this header (format version 1) and a few bytes behind it."""
+    header = f"{text:<117}\n".encode()
+    return lambda path: path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64))
+
+
+def _length(count: int) -> Callable[[Path], object]:
+    return _header(str({"descr": "<i8", "fortran_order": False, "shape": (count,)}))
+
+
 def _array(tokens: Any) -> Callable[[Path], None]:
     return lambda path: np.save(path, tokens)
 
 
-BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no file": (lambda _: None, "cannot be read: no such file or directory"),
     "a directory": (lambda path: path.mkdir(), "cannot be read: is a directory"),
     "text": (_text, "is not a NumPy array of token ids"),
@@ -130,6 +141,11 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "floats": (_array(np.ones(400)), "token ids must be one dimension of integers, not 1 dimensions of float64"),
     "a matrix": (_array(np.ones((20, 20), dtype=int)), "token ids must be one dimension of integers, not 2"),
     "too few tokens": (_array(np.arange(SEQ_LEN)), "has 64 tokens; a sequence of 64 tokens and its last label need 65"),
+    "a header that is no Python": (_header("{'descr': '<i8', 'shape': (((("), "is not a NumPy array of token ids"),
+    "a length that no file has": (_length(2**63 - 1), "is not a NumPy array of token ids"),
+    "a length that no number counts": (_length(10**25), "is not a NumPy array of token ids"),
+    "a pipe": (os.mkfifo, "is not a regular file"),
+    "a link to itself": (lambda path: path.symlink_to(path), "cannot be read: too many levels of symbolic links"),
     "an id beyond the vocabulary": (
         _array(np.arange(200, 600)),
         "has token id 599; the model's vocabulary is 0 to 511",
