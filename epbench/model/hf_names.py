@@ -32,7 +32,7 @@ _OUR_TOP = {theirs: ours for ours, theirs in _TOP.items()}
 _OUR_IN_LAYER = {theirs: ours for ours, theirs in _IN_LAYER.items()}
 _OUR_EXPERTS = {theirs: ours for ours, theirs in _EXPERTS.items()}
 
-_NUMBER = "(0|[1-9][0-9]*)"
+_NUMBER = "(0|[1-9][0-9]{0,8})"
 _OUR_LAYER = re.compile(rf"layers\.{_NUMBER}\.(.+)")
 _HF_LAYER = re.compile(rf"model\.layers\.{_NUMBER}\.(.+)")
 _HF_EXPERT = re.compile(rf"mlp\.experts\.{_NUMBER}\.(gate_proj|up_proj|down_proj)\.weight")

@@ -33,7 +33,12 @@ class HFCheckpoint:
 
     def __init__(self, where: str, files: list[Any]) -> None:
         self.where = where
-        self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (no mapping)
+        self._file_of: dict[str, Any] = {}
+        for file in files:
+            for name in file.keys():  # noqa: SIM118  (no mapping)
+                if name in self._file_of:
+                    raise CheckpointError(f"{where}: {place(name)} is in two files; which one was trained?")
+                self._file_of[name] = file
 
     @property
     def names(self) -> set[str]:
@@ -107,7 +112,7 @@ def _check(model: Decoder, checkpoint: HFCheckpoint) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+    return f"{place(names[0])} and {len(names) - 1} more" if len(names) > 1 else place(names[0])
 
 
 def _left_alone(name: str, model: Decoder) -> bool:

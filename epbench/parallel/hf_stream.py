@@ -169,9 +169,9 @@ def _write_piece(entry: _Entry, whole: Tensor) -> None:
 
 def _unusable(directory: Path) -> str | None:
     """Makes the directory; why it cannot take a checkpoint, if it cannot."""
-    if any((directory / name).exists() for name in (INDEX, SINGLE)):
-        return f"{place(directory)}: holds a checkpoint already; remove it, or write elsewhere"
     try:
+        if any((directory / name).exists() for name in (INDEX, SINGLE)):
+            return f"{place(directory)}: holds a checkpoint already; remove it, or write elsewhere"
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"{place(directory)}: cannot be made: {(error.strerror or 'unknown error').lower()}"

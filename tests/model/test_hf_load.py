@@ -117,6 +117,14 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         lambda it: it.update({EXPERT.replace("11", "12"): torch.zeros(16, 32)}),
         f"no place for {EXPERT.replace('11', '12')}",
     ),
+    "a layer that no number counts": (
+        lambda it: it.update({ROUTER.replace("1", "9" * 5000): torch.zeros(12, 32)}),
+        "no place for 'model.layers.999",
+    ),
+    "a name that would write on the terminal": (
+        lambda it: it.update({"\x1b[2J": torch.zeros(2)}),
+        r"no place for '\x1b[2J'",
+    ),
     "a tensor nobody knows": (lambda it: it.update(rotary=torch.zeros(2)), "no place for rotary"),
     "experts in a dense layer": (
         lambda it: it.update({ROUTER.replace("1", "0", 1): torch.zeros(12, 32)}),
@@ -144,6 +152,14 @@ def test_a_tensor_that_does_not_fit_is_an_error_that_names_it(misfit: str, tmp_p
     assert words in str(error.value)
 
 
+def _move_out(directory: Path) -> None:
+    """The first file is whole, and outside of the directory that was named."""
+    first = directory / "model-00001-of-00003.safetensors"
+    first.rename(directory.parent / "moved.safetensors")
+    text = (directory / INDEX).read_text()
+    (directory / INDEX).write_text(text.replace(first.name, "../moved.safetensors"))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights at all": (lambda it: (it / INDEX).unlink(), "model.safetensors: is missing"),
     "a file fewer": (lambda it: (it / "model-00002-of-00003.safetensors").unlink(), "00002-of-00003.safetensors: is"),
@@ -153,6 +169,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an index that is no JSON": (lambda it: (it / INDEX).write_text("{"), f"{INDEX}: is not JSON"),
     "an index without files": (lambda it: (it / INDEX).write_text("{}"), "weight_map is missing"),
+    "a tensor in two files": (
+        lambda it: (it / "model-00003-of-00003.safetensors").write_bytes(
+            (it / "model-00001-of-00003.safetensors").read_bytes()
+        ),
+        "lm_head.weight is in two files",
+    ),
+    "an index of files elsewhere": (_move_out, "weight_map names '../moved.safetensors', no safetensors file beside"),
     "an index of numbers": (lambda it: (it / INDEX).write_text(json.dumps({"weight_map": {"a": 1}})), "weight_map is"),
 }
 
@@ -160,9 +183,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_directory_is_one_sentence(damage: str, tmp_path: Path) -> None:
     change, words = DAMAGE[damage]
-    change(write_checkpoint(tmp_path, SMALL, _weights()))
+    directory = tmp_path / "checkpoint"
+    change(write_checkpoint(directory, SMALL, _weights()))
     with pytest.raises(CheckpointError) as error:
-        load_hf_weights(Decoder(SMALL), tmp_path)
+        load_hf_weights(Decoder(SMALL), directory)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -59,6 +59,11 @@ def test_four_ranks_write_a_checkpoint_with_the_same_bits_and_never_over_one(tmp
     assert {target / name for name in index["weight_map"].values()} == set(files)
 
 
+def test_a_place_that_cannot_be_looked_at_is_refused_before_anything_is_gathered(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be made: file name too long"):
+        save_hf_weights(filled(SMALL), tmp_path / ("n" * 300), shard_bytes=SHARD_BYTES)
+
+
 def test_what_broke_off_is_no_checkpoint_and_can_be_written_again(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
