@@ -189,8 +189,10 @@ def code_digest(stacks: Iterable[str] = ()) -> str:
 def _stack_sources(stack: str) -> list[Path]:
     """Sources of a stack at ``pkg.module:build``: all of its top-level package, or its one file; none if it is ours."""
     package = stack_path(stack).partition(":")[0].partition(".")[0]
-    spec = util.find_spec(package) if package.isidentifier() and package != __package__ else None
-    if spec is None or spec.origin is None:
+    if not package.isidentifier() or package in (__package__, "__main__"):
+        return []
+    spec = util.find_spec(package)
+    if spec is None or spec.origin is None or not spec.has_location:  # a namespace, or part of the interpreter
         return []
     origin = Path(spec.origin)
     return sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]

@@ -12,7 +12,7 @@ from typing import Any
 
 from epbench.cells import Cell
 from epbench.errors import ScenarioError, UnfitMachineError
-from epbench.wording import either, shown, suggestion
+from epbench.wording import either, place, shown, suggestion
 
 __all__ = ["check_stack", "known_stacks", "library_versions", "require_installed", "stack_path", "unsupported"]
 
@@ -46,10 +46,11 @@ _TRANSFORMERS: MappingProxyType[str, tuple[object, ...]] = MappingProxyType(
 def known_stacks() -> dict[str, str]:
     """Name and ``module:function`` of every stack that is installed, our own first.
 
-    Our own are found without an installation too, for machines where a checkout is all there is.
+    Our own are found without an installation too, for machines where a checkout is all there is; and no package can
+    put another stack under their names.
     """
     registered = {point.name: point.value for point in entry_points(group="epbench.stacks")}
-    return dict(_BUILT_IN) | registered
+    return dict(_BUILT_IN) | {name: path for name, path in registered.items() if name not in _BUILT_IN}
 
 
 def stack_path(name: str) -> str:
@@ -106,4 +107,4 @@ def _value(cell: Cell, key: str) -> Any:
 
 
 def _text(value: object) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)[:40]
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else place(value)

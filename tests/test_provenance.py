@@ -92,6 +92,11 @@ def test_a_foreign_stack_is_part_of_the_code(tmp_path: Path, monkeypatch: pytest
     assert code_digest(("qwen3_moe",)) == code_digest()
 
 
+@pytest.mark.parametrize("name", ["sys", "os.path", "__main__", "none_such"])
+def test_a_stack_without_sources_has_none_in_the_digest(name: str) -> None:
+    assert code_digest((f"{name}:build",)) == code_digest()
+
+
 def test_a_cpu_environment_leaves_gpu_fields_null() -> None:
     record = describe_environment("cpu", world_size=4, variables={})
     assert (record.driver, record.cuda, record.nccl, record.device_memory_bytes) == (None, None, None, None)

@@ -159,6 +159,12 @@ def test_a_registered_foreign_stack_is_part_of_the_code(tmp_path: Path, monkeypa
     assert code_digest(("foreign",)) != first
 
 
+def test_no_package_puts_another_stack_under_the_name_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("qwen3_moe", "elsewhere:build", "epbench.stacks")
+    monkeypatch.setattr("epbench.stack_support.entry_points", lambda group: [point])
+    assert known_stacks()["qwen3_moe"] == "epbench.stacks.qwen3_moe:build"
+
+
 # ---- the stack of docs/stacks.md, and transformers, from a file to rows ----
 
 
