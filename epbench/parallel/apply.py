@@ -1,4 +1,4 @@
-"""The order in which a model is spread over a mesh: TP, EP, CP, compile (of pieces), checkpointing, FSDP."""
+"""The order in which a model is spread over a mesh: TP, EP, CP, compile, checkpointing, FSDP."""
 
 from epbench.cells import Cell
 from epbench.model.decoder import Decoder
@@ -29,6 +29,6 @@ def parallelize(model: Decoder, dims: ParallelDims, cell: Cell) -> Strategy | No
     how = strategy(held) if cell.mode == "compiled" else None
     if how is not None:
         apply_compile(model, compile_backend(), how=how, selectively=checkpointing == "selective")
-    apply_checkpointing(model, checkpointing, compiled=how is not None)
+    apply_checkpointing(model, checkpointing, compiled=how is not None, in_pieces=held == "nested")
     apply_fsdp(model, dims, cell.train, held=held)
     return how

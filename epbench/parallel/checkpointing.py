@@ -76,14 +76,29 @@ def _full(block: Block, *, keep_choice: bool) -> Forward:
     return forward
 
 
-def apply_checkpointing(model: Decoder, how: str, *, compiled: bool) -> None:
+def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
+    setattr(owner, name, function)
+
+
+def _selective(block: Block, *, in_pieces: bool) -> None:
+    if not in_pieces or block.moe is None:
+        _replace(block, "repeatable", selective(block.repeatable))
+        return
+    _replace(block, "route", selective(block.route))
+    _replace(block.moe.experts, "forward", selective(block.moe.experts.forward))
+    _replace(block, "merge", selective(block.merge))
+
+
+def apply_checkpointing(model: Decoder, how: str, *, compiled: bool, in_pieces: bool) -> None:
     """Wraps the eager code of every block. Ranks recompute in the same order, so their collectives still match.
 
-    ``selective`` of ``compiled`` blocks is inside their graphs already.
+    ``selective`` of ``compiled`` blocks is inside their graphs already. ``in_pieces`` says that FSDP's hooks run
+    in the middle of a block (:data:`epbench.parallel.data.Holding`): they do not do the same when a block runs
+    again, which a policy by operator takes for another computation, so it covers each piece between them.
     """
     for block in model.layers:
         assert isinstance(block, Block)
         if how == "full":
-            setattr(block, "forward", _full(block, keep_choice=not compiled))  # noqa: B010  (a method may not be assigned to)
+            _replace(block, "forward", _full(block, keep_choice=not compiled))
         elif how == "selective" and not compiled:
-            setattr(block, "repeatable", selective(block.repeatable))  # noqa: B010
+            _selective(block, in_pieces=in_pieces)
