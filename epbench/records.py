@@ -14,19 +14,25 @@ __all__ = [
     "PROTOCOL_VERSION",
     "SCHEMA_VERSION",
     "Breakdown",
+    "CanaryRecord",
     "CellResult",
     "CollectiveRow",
     "CompileRecord",
     "EnvironmentRecord",
     "ExpertLoad",
+    "GpuTelemetry",
     "Idle",
     "LaunchValue",
+    "MachineCheck",
     "MemoryBytes",
     "Outcome",
     "OwnDtypeRecord",
     "Predicted",
     "RunRecord",
     "RunView",
+    "Sitting",
+    "Spread",
+    "Telemetry",
     "VerifyRecord",
 ]
 
@@ -34,6 +40,40 @@ SCHEMA_VERSION = 1
 PROTOCOL_VERSION = 1  # bumped when the way of measuring changes; results of two protocols are never compared
 
 Outcome = Literal["ok", "skipped", "oom", "timeout", "crashed", "wrong", "unstable", "interrupted"]
+
+
+class Spread(Frozen):
+    """Of some samples, or of some repetitions."""
+
+    median: float
+    low: float
+    high: float
+
+
+class GpuTelemetry(Frozen):
+    """One GPU during the timed window of a launch; None where the driver cannot tell."""
+
+    uuid: str
+    samples: int = Field(description="within the window")
+    sm_clock_mhz: Spread | None = None
+    memory_clock_mhz: Spread | None = None
+    power_w: Spread | None = None
+    temperature_c: Spread | None = None
+    utilization: Spread | None = Field(None, description="share of the time in which any kernel ran, 0 to 1")
+    memory_used_bytes: Spread | None = Field(None, description="of all processes, as the driver counts it")
+    clock_reasons: dict[str, float] | None = Field(None, description="why clocks were held back: share of the samples")
+    power_violation_s: float | None = Field(None, description="time that the power limit took, by the driver's counter")
+    thermal_violation_s: float | None = None
+    energy_j: float | None = None
+
+
+class Telemetry(Frozen):
+    """What NVML said of the GPUs of a launch while it was timed. ``low`` and ``high`` are extremes."""
+
+    window_s: float
+    interval_s: float = Field(description="between samples, the median over the window")
+    cost: float = Field(description="of sampling, in the parent: share of one core")
+    gpus: list[GpuTelemetry] = Field(default_factory=list)
 
 
 class LaunchValue(Frozen):
@@ -49,6 +89,8 @@ class LaunchValue(Frozen):
     valid: bool = True
     invalid_reason: str | None = None
     host: dict[str, Any] = Field(default_factory=dict, description="host name, GPU UUIDs, start time: per launch")
+    telemetry: Telemetry | None = Field(None, description="None: not asked for, or no NVIDIA driver")
+    energy_j_per_token: float | None = None
 
 
 class MemoryBytes(Frozen):
@@ -219,6 +261,33 @@ class EnvironmentRecord(Frozen):
     digest: str
 
 
+class MachineCheck(Frozen):
+    """One line of ``epbench doctor``; ``fix`` is what a person can do, empty where nothing need be done."""
+
+    name: str
+    status: Literal["ok", "warn", "fail", "unknown"]
+    found: str
+    fix: str = ""
+
+
+class CanaryRecord(Frozen):
+    """Three fixed pieces of work, timed apart from any cell: seconds; ``low`` and ``high`` are quartiles."""
+
+    outcome: Literal["ok", "oom", "timeout", "crashed"]
+    reason: str | None = None
+    seconds: dict[str, Spread] = Field(default_factory=dict, description="gemm, all_reduce, all_to_all")
+
+
+class Sitting(Frozen):
+    """One time that ``epbench run`` worked on a run: the machine before, and the same work before and after."""
+
+    started: str = Field(description="UTC, ISO 8601")
+    checks: list[MachineCheck] = Field(default_factory=list, description="made before launching on CUDA")
+    canary_before: CanaryRecord | None = None
+    canary_after: CanaryRecord | None = None
+    warnings: list[str] = Field(default_factory=list)
+
+
 class RunRecord(Frozen):
     """``run.json``: what was asked, where and with what."""
 
@@ -232,6 +301,12 @@ class RunRecord(Frozen):
     device_reason: str = Field(description="why this device was chosen")
     command: list[str]
     environment: EnvironmentRecord
+    sittings: list[Sitting] = Field(default_factory=list)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the numbers of this run doubtful, each once, in the order in which it was found."""
+        return list(dict.fromkeys(text for sitting in self.sittings for text in sitting.warnings))
 
 
 class RunView(Frozen):
