@@ -2,16 +2,17 @@
 
 Each element is a counter-based random number of its own global index, so a rank fills its shard without ever
 holding the whole parameter, and every layout on every device starts from the same model. The generator is
-splitmix64 (Steele, Lea, Flood, OOPSLA 2014) with Box-Muller; norms start at one.
+that of :mod:`epbench.model.counter_based` with Box-Muller; norms start at one.
 """
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
+
+from epbench.model.counter_based import key_of, logical_shift, splitmix64
 
 __all__ = ["Box", "init_part", "init_weights", "normal_box", "shard_box"]
 
@@ -20,32 +21,17 @@ Box = tuple[tuple[int, int], ...]  # (start, length) on every dim of the whole p
 _CHUNK = 1 << 24  # elements made at a time: bounds the int64 scratch to a few hundred MB
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts int64 arithmetically
-
-
-def _splitmix64(counter: Tensor, seed: int) -> Tensor:
-    z = counter * _signed(0x9E3779B97F4A7C15) + seed
-    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shift(z, 31)
-
-
 def _standard_normal(index: Tensor, seed: int) -> Tensor:
-    bits = _splitmix64(index, seed)
+    bits = splitmix64(index, seed)
     scale = 2.0**-24
-    radius = (_shift(bits, 40).float() + 0.5) * scale
-    angle = (_shift(bits << 24, 40).float() + 0.5) * scale
+    radius = (logical_shift(bits, 40).float() + 0.5) * scale
+    angle = (logical_shift(bits << 24, 40).float() + 0.5) * scale
     return (-2.0 * radius.log()).sqrt() * (2.0 * math.pi * angle).cos()
 
 
 def normal_box(name: str, shape: torch.Size, box: Box, *, seed: int, std: float, out: Tensor) -> None:
     """Fills ``out`` with the part ``box`` of the parameter ``name`` of whole ``shape``: normal, mean 0, ``std``."""
-    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little", signed=True)
+    key = key_of(f"{seed}/{name}")
     strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
     inner = torch.zeros((), dtype=torch.int64, device=out.device)
     for (start, length), stride in zip(box[1:], strides[1:], strict=True):
