@@ -25,7 +25,6 @@ TRAIN = TrainSpec(seq_len=32, global_batch_size=4, micro_batch_size=1, compute_d
 LAYOUTS = {
     "dp4": Layout(dp_shard=4),
     "dp4-ep2": Layout(dp_shard=4, ep=2),
-    "dp4-ep4": Layout(dp_shard=4, ep=4),
     "dp2-tp2-ep2": Layout(dp_shard=2, tp=2, ep=2),
     "dp2-tp2-etp2": Layout(dp_shard=2, tp=2, etp=2),
     "cp2-tp2-ep4": Layout(cp=2, tp=2, ep=4),
@@ -70,9 +69,8 @@ def test_bf16_is_within_its_bounds(layout: str) -> None:
     assert own.grad_error is not None and own.grad_error > 1e-4, "bf16 that rounds nothing was not bf16"
 
 
-@pytest.mark.parametrize("layout", ["dp4-ep2", "dp2-tp2-etp2"])
-def test_compiled_bf16_is_within_its_bounds(layout: str) -> None:
-    own = _own(_cell(layout, "compiled"))
+def test_compiled_bf16_is_within_its_bounds() -> None:
+    own = _own(_cell("dp2-tp2-etp2", "compiled"))
     assert own.passed, own
 
 
