@@ -46,6 +46,10 @@ def _initial_weights(model: Decoder, cell: Cell) -> None:
         load_hf_weights(model, sizes.checkpoint)
 
 
+def _routers(model: Decoder) -> list[Router]:
+    return [block.moe.router for block in model.layers if isinstance(block, Block) and block.moe is not None]
+
+
 class Qwen3MoeStep:
     """One training step of one cell; see :class:`epbench.stacks.protocol.Step`."""
 
@@ -61,14 +65,10 @@ class Qwen3MoeStep:
         self._optimizer = ShardedAdamW(self._params.values(), cell.train)
         self._whole = model.rope(cell.train.seq_len, world.device)
         self._norm: Tensor | None = None
-        for router in self._routers():
+        self._routers, self._forced = _routers(model), self._forced_ids()
+        for router in self._routers:
             self._prepare(router)
         self._balance = self._balanced()
-
-    def _routers(self) -> Iterator[Router]:
-        for block in self.model.layers:
-            if isinstance(block, Block) and block.moe is not None:
-                yield block.moe.router
 
     def _sequence_chunk(self, *, tp: bool) -> range:
         """Positions that this rank holds: its cp chunk, and of that its tp chunk if ``tp``."""
@@ -82,19 +82,26 @@ class Qwen3MoeStep:
 
     def _prepare(self, router: Router) -> None:
         """Forced routing, and room for the record of the choice, for the tokens that reach this rank's router."""
-        held = self._sequence_chunk(tp=self.cell.layout.etp == 1)
+        tokens = len(self._routed_chunk()) * self.cell.micro_batch_size
+        shape = (tokens, self.cell.model.num_experts_per_tok)
+        router.last_ids = torch.zeros(shape, dtype=torch.int64, device=self._device)
+        router.forced_ids = self._forced
+
+    def _routed_chunk(self) -> range:
+        """Positions of the tokens that this rank's routers see."""
+        return self._sequence_chunk(tp=self.cell.layout.etp == 1)
+
+    def _forced_ids(self) -> Tensor | None:
+        """Experts for each of those tokens, if the cell forces its routing."""
+        if self.cell.routing not in FORCED:
+            return None
+        held, model = self._routed_chunk(), self.cell.model
         positions = torch.arange(held.start, held.stop, device=self._device).repeat(self.cell.micro_batch_size)
-        model = self.cell.model
-        router.last_ids = torch.zeros(
-            (positions.shape[0], model.num_experts_per_tok), dtype=torch.int64, device=self._device
-        )
-        if self.cell.routing in FORCED:
-            force = FORCED[self.cell.routing]
-            router.forced_ids = force(positions, model.num_experts, model.num_experts_per_tok)
+        return FORCED[self.cell.routing](positions, model.num_experts, model.num_experts_per_tok)
 
     def _balanced(self) -> Balance | None:
         """What moves the routers' biases before every optimizer step; None if they have none."""
-        routers, rate = list(self._routers()), self.cell.model.router_bias_update_rate
+        routers, rate = self._routers, self.cell.model.router_bias_update_rate
         if not routers or not rate:
             return None
         balance = Balance(routers, rate=rate, world=self._world)
@@ -102,14 +109,15 @@ class Qwen3MoeStep:
         return balance
 
     def _dictate(self, batch: Batch, rows: slice) -> None:
-        """Hands each router the experts that a batch dictates for the tokens it will see."""
-        held = self._sequence_chunk(tp=self.cell.layout.etp == 1)
-        for router, ids in zip(self._routers(), batch.expert_ids or (), strict=True):
-            part = ids[rows, held.start : held.stop].flatten(0, 1)
-            if router.forced_ids is None:
-                router.forced_ids = part.clone()
-            else:
-                router.forced_ids.copy_(part)
+        """Hands each router the experts that a batch dictates for the tokens it will see, else those of the cell."""
+        if batch.expert_ids is None:
+            for router in self._routers:
+                if router.forced_ids is not self._forced:
+                    router.forced_ids = self._forced
+            return
+        held = self._routed_chunk()
+        for router, ids in zip(self._routers, batch.expert_ids, strict=True):
+            router.forced_ids = ids[rows, held.start : held.stop].flatten(0, 1)
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Sequences]]:
         """This rank's rows and cp chunk, micro-batch by micro-batch, and the whole sequences that they are of."""
@@ -119,8 +127,7 @@ class Qwen3MoeStep:
         for row in range(first, first + size * self.cell.num_micro_batches, size):
             rows = slice(row, row + size)
             part = rows, slice(held.start, held.stop)
-            if batch.expert_ids is not None:
-                self._dictate(batch, rows)
+            self._dictate(batch, rows)
             documents = None if batch.cu_seqlens is None else batch.cu_seqlens[rows]
             sequences = self._whole if documents is None else packed(self._whole, documents)
             yield batch.tokens[part], batch.labels[part], sequences
@@ -157,7 +164,7 @@ class Qwen3MoeStep:
 
     def expert_ids(self) -> list[Tensor]:
         """Per MoE layer the choice for the tokens that reached this rank's router."""
-        return [router.last_ids for router in self._routers() if router.last_ids is not None]
+        return [router.last_ids for router in self._routers if router.last_ids is not None]
 
     def describe(self) -> StepDescription:
         """Sizes of this rank's shards."""
