@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from epbench.cells import Cell, ModelSpec, TrainSpec
-from epbench.errors import LayoutError, ScenarioError
+from epbench.errors import CheckpointError, LayoutError, ScenarioError
 from epbench.files import real_path
+from epbench.hf_config import weight_files
 from epbench.layout import Layout, legal_layouts, parse_slug, violations
 from epbench.scenario_file import Document
 from epbench.scenario_matrix import (
@@ -55,7 +57,27 @@ def plan_cells(document: Document) -> tuple[PlannedCell, ...]:
         place = f"{where}: include[{index}]"
         settings = include_settings(block, where=place)
         rows += _limited((row for setting in settings for row in _rows(document, setting, where=place)), where=where)
+    _check_files(rows, where=where)
     return tuple(_one_row_a_cell(rows, where=where))
+
+
+def _check_files(rows: list[PlannedCell], *, where: str) -> None:
+    """Raise ScenarioError for weights or tokens that no launch could use; what many cells share is looked at once."""
+    cells = [row.cell for row in rows]
+    try:
+        for directory in {cell.model.checkpoint: None for cell in cells if cell.model.checkpoint is not None}:
+            weight_files(directory)
+    except CheckpointError as error:
+        raise ScenarioError(f"{where}: model.checkpoint: {error}") from None
+    used = {
+        (cell.train.data, cell.train.seq_len, cell.train.global_batch_size, cell.model.vocab_size) for cell in cells
+    }
+    try:
+        for data, seq_len, batch, vocab_size in sorted(used):
+            if data != "random":
+                check_token_file(Path(data), seq_len=seq_len, global_batch_size=batch, vocab_size=vocab_size)
+    except ScenarioError as error:
+        raise ScenarioError(f"{where}: train.data: {error}") from None
 
 
 def _limited(rows: Iterable[PlannedCell], *, where: str) -> list[PlannedCell]:
@@ -88,7 +110,7 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
     merged = ({} if explicit else {"model.preset": "tiny"}) | base | setting
     world_size = _world_size(merged.get("world_size", document.tables.get("world_size")), where=where)
     model = build_model(_part(merged, "model"), where=where, root=document.path.parent)
-    train = _with_tokens(build_train(_part(merged, "train"), where=where), model, document)
+    train = _with_tokens(build_train(_part(merged, "train"), where=where), document)
     check_stack(train.stack, where=where)
     _refuse_fixed(base, setting, where=where)
     train, reasons = _on_device(train, setting, device=document.device)
@@ -110,13 +132,12 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
         yield PlannedCell(cell, "; ".join(reasons + broken) or None, world_size)
 
 
-def _with_tokens(train: TrainSpec, model: ModelSpec, document: Document) -> TrainSpec:
-    """``train.data`` as a checked path that ranks can open, wherever they are started."""
+def _with_tokens(train: TrainSpec, document: Document) -> TrainSpec:
+    """``train.data`` as a path that ranks can open, wherever they are started."""
     if train.data == "random":
         return train
     try:
         path = real_path(document.path.parent / train.data, error=ScenarioError)
-        check_token_file(path, train, vocab_size=model.vocab_size)
     except ScenarioError as error:
         raise ScenarioError(f"{document.where}: train.data: {error}") from None
     return train.model_copy(update={"data": str(path)})

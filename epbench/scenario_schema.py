@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from epbench.cells import PRESETS, Frozen, MeasureSpec, Mode, ModelSpec, TrainSpec
 from epbench.errors import CheckpointError, ScenarioError
 from epbench.files import real_path
-from epbench.hf_config import model_spec, weight_files
+from epbench.hf_config import model_spec
 from epbench.wording import either, shown, suggestion
 
 __all__ = [
@@ -194,9 +194,7 @@ def _checkpoint_model(values: dict[str, Any], *, where: str, root: Path) -> Mode
     if not isinstance(directory, str) or not directory:
         raise ScenarioError(f"{where}: model.checkpoint must be a directory, got {shown(directory)}")
     try:
-        place = real_path(root / directory, error=CheckpointError)
-        published = model_spec(place)
-        weight_files(place)
+        published = model_spec(real_path(root / directory, error=CheckpointError))
     except CheckpointError as error:
         raise ScenarioError(f"{where}: model.checkpoint: {error}") from None
     given = {name: value for name, value in values.items() if name != "checkpoint"}

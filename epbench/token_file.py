@@ -49,13 +49,13 @@ def token_rows(tokens: "np.ndarray[Any, Any]", train: TrainSpec, *, step: int) -
     return tokens.take(places, mode="wrap").astype(np.int64)
 
 
-def check_token_file(path: Path, train: TrainSpec, *, vocab_size: int) -> None:
+def check_token_file(path: Path, *, seq_len: int, global_batch_size: int, vocab_size: int) -> None:
     """Raises ScenarioError unless the file gives every batch of a launch token ids below ``vocab_size``."""
     tokens = open_tokens(path)
-    if len(tokens) <= train.seq_len:
-        need = f"a sequence of {train.seq_len} tokens and its last label need {train.seq_len + 1}"
+    if len(tokens) <= seq_len:
+        need = f"a sequence of {seq_len} tokens and its last label need {seq_len + 1}"
         raise ScenarioError(f"{place(path)}: has {len(tokens)} tokens; {need}")
-    used = tokens[: NUM_BATCHES * train.global_batch_size * train.seq_len + 1]
+    used = tokens[: NUM_BATCHES * global_batch_size * seq_len + 1]
     lowest, highest = int(used.min()), int(used.max())
     if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest

@@ -162,3 +162,11 @@ def test_a_file_that_cannot_be_used_is_refused_by_the_plan_in_one_sentence(case:
         load_scenario(_scenario(tmp_path, "tokens.npy"))
     assert "\n" not in str(refused.value)
     assert f"train.data: {tmp_path.resolve() / 'tokens.npy'}: {sentence}" in str(refused.value)
+
+
+def test_a_file_of_many_cells_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _token_file(tmp_path, np.arange(400, dtype=np.int64))
+    seen: list[Path] = []
+    monkeypatch.setattr("epbench.scenario_cells.check_token_file", lambda path, **_: seen.append(path))
+    assert len(load_scenario(_scenario(tmp_path, "tokens.npy")).cells) == 2
+    assert seen == [tmp_path.resolve() / "tokens.npy"]
