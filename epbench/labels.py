@@ -5,7 +5,7 @@ analysis layer reads them out of the trace. The same text on gloo and NCCL, in e
 that a collective never has to be recognised by its kernel's name or by its place in the step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["PHASES", "PURPOSES", "CommLabel"]
 
@@ -31,7 +31,8 @@ class CommLabel:
     """One collective as its issuer describes it.
 
     ``root`` is the lowest global rank of the group and, with ``axis``, names the group; ``size`` is its number
-    of ranks. ``sent_bytes`` and ``received_bytes`` are the whole local buffers, own part included.
+    of ranks. ``sent_bytes`` and ``received_bytes`` are the whole local buffers, own part included; ``kept_bytes``
+    is that own part, of an all-to-all with uneven splits, where nothing else tells how much of a buffer leaves.
     """
 
     op: str  # all_to_all | all_gather | reduce_scatter | all_reduce
@@ -42,13 +43,15 @@ class CommLabel:
     size: int
     sent_bytes: int
     received_bytes: int
+    kept_bytes: int | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
         """The annotation's name."""
+        kept = "" if self.kept_bytes is None else f"|{self.kept_bytes}"
         return (
             f"{_PREFIX}{self.op}|{self.purpose}|{self.phase}|{self.axis}"
-            f"|{self.root}|{self.size}|{self.sent_bytes}|{self.received_bytes}"
+            f"|{self.root}|{self.size}|{self.sent_bytes}|{self.received_bytes}{kept}"
         )
 
     @classmethod
@@ -57,5 +60,5 @@ class CommLabel:
         if not text.startswith(_PREFIX):
             return None
         op, purpose, phase, axis, *numbers = text.removeprefix(_PREFIX).split("|")
-        root, size, sent, received = map(int, numbers)
-        return cls(op, purpose, phase, axis, root, size, sent, received)
+        root, size, sent, received, *kept = map(int, numbers)
+        return cls(op, purpose, phase, axis, root, size, sent, received, *kept)

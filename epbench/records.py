@@ -19,6 +19,7 @@ __all__ = [
     "CollectiveRow",
     "CompileRecord",
     "EnvironmentRecord",
+    "ExpertCopies",
     "ExpertLoad",
     "GpuTelemetry",
     "Idle",
@@ -111,8 +112,10 @@ class Idle(Frozen):
 
 
 class Breakdown(Frozen):
-    """Where one step of the critical rank goes; the parts are exclusive and sum to the step."""
+    """Where one step of a rank goes in its trace; the parts are exclusive and sum to ``step_s``."""
 
+    rank: int | None = None
+    step_s: float | None = Field(None, description="of the trace, which is slower than a timed step")
     compute: float | None = None
     overlapped: float | None = None
     exposed: float | None = None
@@ -127,7 +130,7 @@ class CollectiveRow(Frozen):
     transfers of the rank where most is exposed. Of single calls: ``bytes``, the median over calls of
     the heaviest rank's buffer (the larger of sent and received, own part included), ``bytes_mean``
     likewise of the mean rank, the percentiles of the transfer, and the bandwidths, medians of ``bytes``
-    over the transfer.
+    (bus: of what the rank that moves most sends or receives over the wire) over the transfer.
     """
 
     op: str
@@ -143,6 +146,9 @@ class CollectiveRow(Frozen):
     overlapped_s: float | None = None
     p50_s: float
     p95_s: float
+    last_rank_share: dict[int, float] = Field(
+        default_factory=dict, description="rank: share of the calls for which the others waited for it"
+    )
     algbw_bytes_per_s: float | None
     busbw_bytes_per_s: float | None
     ceiling_busbw_bytes_per_s: float | None = None
@@ -154,6 +160,19 @@ class ExpertLoad(Frozen):
     max_over_mean: float | None = Field(None, description="heaviest expert over the mean expert")
     rank_max_over_mean: float | None = Field(None, description="heaviest ep rank over the mean ep rank")
     fan_out: float | None = Field(None, description="mean number of ep ranks that hold a token's experts")
+
+
+class ExpertCopies(Frozen):
+    """``cells/<id>/routing.json``: routed copies of the launch's last micro-batch, over all ranks.
+
+    A copy is a token on its way to one of its K experts.
+    """
+
+    routing: str
+    layers: list[int] = Field(description="index in the model of each MoE layer")
+    experts: list[list[int]] = Field(description="copies per MoE layer and expert")
+    ranks: list[list[int]] = Field(description="copies per MoE layer and ep rank, which holds a block of experts")
+    hot_experts: int | None = Field(None, description="of hot_rank:F, how many experts rank 0 of this layout's ep has")
 
 
 class CompileRecord(Frozen):
@@ -233,7 +252,10 @@ class CellResult(Frozen):
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     memory_bytes: MemoryBytes = MemoryBytes()
-    breakdown_s: Breakdown = Breakdown()
+    breakdown_s: Breakdown = Field(Breakdown(), description="of the critical rank, the one with most device work")
+    breakdown_per_rank_s: list[Breakdown] = Field(default_factory=list)
+    kernels_s: dict[str, float] = Field(default_factory=dict, description="a step, by kind; of the critical rank")
+    unclassified_share: float | None = Field(None, description="of kernels_s: kernels whose kind is not known")
     collectives: list[CollectiveRow] = Field(default_factory=list)
     all_to_all: list[CollectiveRow] = Field(default_factory=list)
     expert_load: ExpertLoad = ExpertLoad()
