@@ -78,23 +78,6 @@ def test_layout_equals_one_rank(case: Case) -> None:
     assert record.passed, record
 
 
-# ---- four ranks: what the table leaves out by default ----
-
-FOUR_RANKS: dict[str, Row] = {
-    "a moving bias, groups and shared experts": Row(
-        "experts split and spread", Layout(dp_shard=2, tp=2, ep=2, etp=2), {**SIGMOID, "n_shared_experts": 1}
-    ),
-    "packed documents": Row("ep over dp and cp", Layout(dp_shard=2, cp=2, ep=2), train=PACKED),
-    "experts cut on their width": Row("dim 1 over efsdp", Layout(dp_shard=4, ep=2), {"num_experts": 2}),
-}
-
-
-@pytest.mark.parametrize("name", FOUR_RANKS)
-def test_compiled_variant_equals_one_rank(name: str) -> None:
-    record = _parity(FOUR_RANKS[name].cell("compiled", "none"))
-    assert record.passed, record
-
-
 @pytest.mark.timeout(600)
 def test_inductor_equals_one_rank() -> None:
     record = _parity(Row("all axes", Layout(cp=2, tp=2, ep=4)).cell("compiled"), backend="inductor")
