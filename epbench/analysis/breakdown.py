@@ -11,32 +11,58 @@ look slower.
 
 An idle gap is the host's while the next kernel had not been launched yet, and the kernel's afterwards (it
 waits for another stream, or for the launch to arrive).
+
+On a CPU the operators' own time stands for kernels and gloo's transfers for those that communicate
+(analysis.columns); what is left is the host's: Python, dispatch, and waiting inside a collective's operator
+after the transfer is over. There is no device work time.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
-from epbench.analysis.collectives import match, work_union
+from epbench.analysis.collectives import match
+from epbench.analysis.columns import Kernels
 from epbench.analysis.intervals import Intervals, clip, covered_s, intervals, length_s, union
-from epbench.analysis.trace import Kernel, RankTrace, read_traces
+from epbench.analysis.kinds import OTHER
+from epbench.analysis.reading import read_traces
+from epbench.analysis.trace import RankTrace
 from epbench.records import Breakdown, Idle
 
 __all__ = ["DeviceTime", "breakdown", "device_time_of"]
 
+Window = tuple[float, float]  # start and end, seconds
+
 
 @dataclass(frozen=True)
 class DeviceTime:
-    """Device seconds of a step of the critical rank, the one with most device work; None on a CPU."""
+    """Seconds of a step: of every rank, and of the critical rank, the one with most device work."""
 
-    breakdown: Breakdown
-    device_work_s: float | None
-    step_s: float | None  # of the trace: what the parts sum to, slower than a timed step
-    critical_rank: int | None
+    per_rank: tuple[Breakdown, ...]  # in order of rank
+    critical_rank: int
+    device_work_s: float | None  # None on a CPU
+    kernels_s: dict[str, float] = field(default_factory=dict)  # by kind, streams added up, critical rank
+
+    @property
+    def breakdown(self) -> Breakdown:
+        """Of the critical rank."""
+        return next(parts for parts in self.per_rank if parts.rank == self.critical_rank)
+
+    @property
+    def step_s(self) -> float | None:
+        """Of the trace: what the parts sum to, slower than a timed step."""
+        return self.breakdown.step_s
+
+    @property
+    def unclassified_share(self) -> float | None:
+        """Share of the kernel seconds whose kind no pattern knows; None without kernels."""
+        total_s = sum(self.kernels_s.values())
+        return self.kernels_s.get(OTHER, 0.0) / total_s if total_s else None
 
 
 def breakdown(trace_dir: Path, *, steps: int) -> DeviceTime:
@@ -46,66 +72,93 @@ def breakdown(trace_dir: Path, *, steps: int) -> DeviceTime:
 
 def device_time_of(traces: Sequence[RankTrace], *, steps: int) -> DeviceTime:
     """The split of traces that are already read. Device work is the median over steps of the worst rank."""
-    if not all(trace.on_cuda for trace in traces):
-        return DeviceTime(Breakdown(), None, None, None)
     windows = {trace.rank: _step_windows(trace) for trace in traces}
     busy = _work_and_transfers(traces)
     work_s = {rank: [length_s(clip(busy[rank], *window)) for window in windows[rank]] for rank in windows}
     critical = max(traces, key=lambda trace: median(work_s[trace.rank]))
-    start_s, end_s = windows[critical.rank][0][0], windows[critical.rank][-1][1]
+    whole = _whole(windows[critical.rank])
+    kernels_s = critical.kernels.seconds_by_kind(*whole)
     return DeviceTime(
-        breakdown=_parts(critical, start_s, end_s, steps),
-        device_work_s=median(max(per_rank) for per_rank in zip(*work_s.values(), strict=True)),
-        step_s=(end_s - start_s) / steps,
+        per_rank=tuple(_parts(trace, _whole(windows[trace.rank]), steps) for trace in traces),
         critical_rank=critical.rank,
+        device_work_s=_median_of_worst(work_s) if critical.on_cuda else None,
+        kernels_s={kind: seconds / steps for kind, seconds in kernels_s.items()},
     )
 
 
-def _step_windows(trace: RankTrace) -> list[tuple[float, float]]:
-    """Device time of each traced step; a step without a kernel is empty."""
-    starts: list[float] = []
-    last_s = max(kernel.end_s for kernel in trace.kernels)
+def _median_of_worst(work_s: Mapping[int, Sequence[float]]) -> float:
+    return float(median(max(per_rank) for per_rank in zip(*work_s.values(), strict=True)))
+
+
+def _whole(windows: Sequence[Window]) -> Window:
+    return windows[0][0], windows[-1][1]
+
+
+def _step_windows(trace: RankTrace) -> list[Window]:
+    """Time of each traced step, on the device if there is one; a step without a kernel is empty."""
+    if not trace.on_cuda:
+        starts = [step.start_s for step in trace.steps]
+        return list(zip(starts, [*starts[1:], trace.steps[-1].end_s], strict=True))
+    kernels = trace.kernels
+    last_s = float(kernels.end_s.max())
+    starts = []
     for step in reversed(trace.steps):
-        launched = [k.start_s for k in trace.kernels if k.launch and step.holds(k.launch.time_s)]
-        starts.append(min(launched, default=starts[-1] if starts else last_s))
+        launched = (step.start_s <= kernels.launch_s) & (kernels.launch_s <= step.end_s)
+        otherwise_s = starts[-1] if starts else last_s
+        starts.append(float(kernels.start_s[launched].min(initial=np.inf)) if launched.any() else otherwise_s)
     starts.reverse()
     return list(zip(starts, [*starts[1:], last_s], strict=True))
 
 
 def _work_and_transfers(traces: Sequence[RankTrace]) -> dict[int, Intervals]:
     """Per rank the union of kernels that do not communicate and of the transfers of collectives."""
-    transfers: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    transfers: dict[int, list[Window]] = defaultdict(list)
     for matched in match(traces):
         for rank in matched.timed:
             transfers[rank].append(matched.window(rank))
     return {
-        trace.rank: union(np.concatenate([work_union(trace), intervals(transfers[trace.rank])])) for trace in traces
+        trace.rank: union(np.concatenate([trace.kernels.work, intervals(transfers[trace.rank])])) for trace in traces
     }
 
 
-def _parts(trace: RankTrace, start_s: float, end_s: float, steps: int) -> Breakdown:
+def _parts(trace: RankTrace, window: Window, steps: int) -> Breakdown:
     """Seconds a step of each part, within one window over all steps."""
-    work = clip(work_union(trace), start_s, end_s)
-    communication = union(intervals((k.start_s, k.end_s) for k in trace.kernels if k.communication))
-    communication = clip(communication, start_s, end_s)
+    work, communication = clip(trace.kernels.work, *window), clip(trace.kernels.communication, *window)
     overlapped_s = float(covered_s(work, by=communication).sum())
-    idle_host_s, idle_kernel_s = _idle(trace.kernels, start_s, end_s)
     return Breakdown(
+        rank=trace.rank,
+        step_s=(window[1] - window[0]) / steps,
         compute=(length_s(work) - overlapped_s) / steps,
         overlapped=overlapped_s / steps,
         exposed=(length_s(communication) - overlapped_s) / steps,
-        idle=Idle(host=idle_host_s / steps, kernel=idle_kernel_s / steps),
+        idle=_idle(trace, window, steps),
     )
 
 
-def _idle(kernels: Sequence[Kernel], start_s: float, end_s: float) -> tuple[float, float]:
-    """Seconds in which no kernel ran: before, and after, the host had launched the next one."""
-    busy = clip(union(intervals((k.start_s, k.end_s) for k in kernels)), start_s, end_s)
-    launched_s = {k.start_s: k.launch.time_s for k in reversed(kernels) if k.launch}
-    host_s = kernel_s = 0.0
-    for gap_start_s, gap_end_s in zip(busy[:-1, 1], busy[1:, 0], strict=True):
-        launch_s = launched_s.get(float(gap_end_s), float(gap_start_s))
-        host = float(np.clip(launch_s - gap_start_s, 0, gap_end_s - gap_start_s))
-        host_s += host
-        kernel_s += float(gap_end_s - gap_start_s) - host
-    return host_s, kernel_s
+def _idle(trace: RankTrace, window: Window, steps: int) -> Idle:
+    """Seconds a step in which nothing ran: before, and after, the host had launched what ran next."""
+    gaps = _gaps(trace.kernels, window)
+    if not trace.on_cuda:
+        return Idle(host=length_s(gaps) / steps)
+    launch_s = _launch_of_first_at(trace.kernels, gaps[:, 1])
+    launch_s = np.where(np.isnan(launch_s), gaps[:, 0], launch_s)
+    host_s = float((np.clip(launch_s, gaps[:, 0], gaps[:, 1]) - gaps[:, 0]).sum())
+    return Idle(host=host_s / steps, kernel=(length_s(gaps) - host_s) / steps)
+
+
+def _gaps(kernels: Kernels, window: Window) -> Intervals:
+    """When nothing ran within a window."""
+    busy = clip(union(kernels.spans), *window)
+    return np.column_stack([np.r_[window[0], busy[:, 1]], np.r_[busy[:, 0], window[1]]])
+
+
+def _launch_of_first_at(kernels: Kernels, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """When the kernel that starts at each of the times was launched; NaN where none does or nobody knows."""
+    known = np.flatnonzero(~np.isnan(kernels.launch_s) & (kernels.end_s > kernels.start_s))
+    found = np.full(len(times_s), np.nan)
+    if len(known):
+        starts_s = kernels.start_s[known]
+        place = np.searchsorted(starts_s, times_s).clip(max=len(known) - 1)
+        hit = starts_s[place] == times_s
+        found[hit] = kernels.launch_s[known[place[hit]]]
+    return found

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from epbench.analysis.trace import Kernel, Launch, RankTrace, Scope
+from epbench.analysis.trace import RankTrace, Scope
 from epbench.labels import CommLabel
 
 __all__ = ["Call", "Kind", "calls_of"]
@@ -70,6 +70,7 @@ class Call:
     start_s: float | None
     end_s: float | None
     bytes: int  # the larger of the whole buffers sent and received
+    bus_bytes: float | None  # what of it crosses the bus, as nccl-tests count; None if the group is not known
 
 
 def calls_of(trace: RankTrace) -> list[Call]:
@@ -87,8 +88,20 @@ def _labelled(label: CommLabel, *, step: int, issued_s: float, spans: list[Span]
         issued_s=issued_s,
         start_s=min((start_s for start_s, _ in spans), default=None),
         end_s=max((end_s for _, end_s in spans), default=None),
-        bytes=max(label.sent_bytes, label.received_bytes),
+        bytes=(size := max(label.sent_bytes, label.received_bytes)),
+        bus_bytes=_bus_bytes(label.op, size, label.size) if label.kept_bytes is None else size - label.kept_bytes,
     )
+
+
+def _bus_bytes(op: str, size: int, ranks: int | None) -> float | None:
+    """Bytes over the bus of a buffer of ``size`` bytes that is split evenly, as nccl-tests define them.
+
+    A ring moves (n - 1) / n of the whole buffer, an all-reduce twice that; an even all-to-all keeps its own n-th.
+    """
+    factors = {"all_to_all": 1, "all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}
+    if ranks is None or ranks < 2 or op not in factors:
+        return None
+    return factors[op] * size * (ranks - 1) / ranks
 
 
 def _op(name: str) -> str:
@@ -135,12 +148,9 @@ class _Around:
 def _cuda_calls(trace: RankTrace) -> Iterator[Call]:
     labelled = _Around(scope for scope, _ in trace.labels)
     spans: dict[int, list[Span]] = defaultdict(list)
-    rest: list[Kernel] = []
-    for kernel in trace.kernels:
-        if not kernel.communication:
-            continue
-        launch = kernel.launch
-        owners = labelled.indices(launch.time_s, launch.thread) if launch else []
+    rest: list[_CommKernel] = []
+    for kernel in _communicating(trace):
+        owners = labelled.indices(kernel.launch_s, kernel.thread) if kernel.launched else []
         if owners:
             spans[owners[0]].append((kernel.start_s, kernel.end_s))
         else:
@@ -151,17 +161,44 @@ def _cuda_calls(trace: RankTrace) -> Iterator[Call]:
     yield from _unlabelled_kernels(trace, rest)
 
 
-def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[Kernel]) -> Iterator[Call]:
+class _CommKernel(NamedTuple):
+    """A kernel that communicates; ``launch_s`` is its start where the launch was not recorded."""
+
+    name: str
+    start_s: float
+    end_s: float
+    launch_s: float
+    thread: int
+    launched: bool
+    args: dict[str, Any]
+
+
+def _communicating(trace: RankTrace) -> Iterator[_CommKernel]:
+    kernels = trace.kernels
+    for place in np.flatnonzero(kernels.communicates).tolist():
+        start_s, launch_s = float(kernels.start_s[place]), float(kernels.launch_s[place])
+        launched = not math.isnan(launch_s)
+        yield _CommKernel(
+            name=kernels.names[kernels.name[place]],
+            start_s=start_s,
+            end_s=float(kernels.end_s[place]),
+            launch_s=launch_s if launched else start_s,
+            thread=int(kernels.thread[place]),
+            launched=launched,
+            args=kernels.args.get(place, {}),
+        )
+
+
+def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[_CommKernel]) -> Iterator[Call]:
     fsdp = _Around(trace.fsdp)
     for kernel in kernels:
-        launch = kernel.launch or Launch(kernel.start_s, thread=-1)
-        step = trace.step_at(launch.time_s)
+        step = trace.step_at(kernel.launch_s)
         if step is None:
             continue
-        around = fsdp.at(launch.time_s, launch.thread)
+        around = fsdp.at(kernel.launch_s, kernel.thread)
         axis = _kernel_axis(str(kernel.args.get("Process Group Description", "unknown")), around)
         op = _op(str(kernel.args.get("Collective name", kernel.name)))
-        on_main = launch.thread in (-1, trace.steps[step].thread)
+        on_main = kernel.thread in (-1, trace.steps[step].thread)
         yield Call(
             kind=Kind(
                 op=op,
@@ -170,12 +207,13 @@ def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[Kernel]) -> Iterator
                 axis=axis,
             ),
             root=_first_rank(kernel.args.get("Process Group Ranks")),
-            size=_integer(kernel.args.get("Group size")),
+            size=(ranks := _integer(kernel.args.get("Group size"))),
             step=step,
-            issued_s=launch.time_s,
+            issued_s=kernel.launch_s,
             start_s=kernel.start_s,
             end_s=kernel.end_s,
-            bytes=_kernel_bytes(kernel.args),
+            bytes=(size := _kernel_bytes(kernel.args)),
+            bus_bytes=_bus_bytes(op, size, ranks),
         )
 
 
@@ -262,6 +300,7 @@ def _unlabelled_operator(trace: RankTrace, operator: Scope, event: Scope, *, ste
     buffers = _buffer_elements(operator.args)
     size = max(buffers) // min(buffers) if op in ("all_gather", "reduce_scatter") and min(buffers) else None
     ranks = _ranks_on(trace, axis, size)
+    moved = max(buffers) * (_item_bytes(operator.args) or _item_bytes(event.args))
     return Call(
         kind=Kind(op, _purpose(axis, around), _phase(op, around), axis),
         root=min(ranks) if ranks else None,
@@ -270,7 +309,8 @@ def _unlabelled_operator(trace: RankTrace, operator: Scope, event: Scope, *, ste
         issued_s=operator.start_s,
         start_s=event.start_s,
         end_s=event.end_s,
-        bytes=max(buffers) * (_item_bytes(operator.args) or _item_bytes(event.args)),
+        bytes=moved,
+        bus_bytes=_bus_bytes(op, moved, len(ranks) if ranks else size),
     )
 
 

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from epbench.analysis.calls import Call, Kind, calls_of
-from epbench.analysis.intervals import Intervals, covered_s, intervals, length_s, union
-from epbench.analysis.trace import RankTrace, read_traces
+from epbench.analysis.intervals import Intervals, covered_s, intervals, length_s
+from epbench.analysis.reading import read_traces
+from epbench.analysis.trace import RankTrace
 from epbench.errors import RunError
 from epbench.records import CollectiveRow
 
-__all__ = ["Matched", "collective_rows", "match", "rows_of", "work_union"]
+__all__ = ["Matched", "collective_rows", "match", "rows_of"]
 
 RankCalls = dict[int, Call]
 
@@ -41,6 +42,7 @@ class Matched:
     step: int
     calls: RankCalls
     transfer_s: float
+    one_clock: bool = True  # whether the ranks' times can be compared
 
     @property
     def timed(self) -> dict[int, tuple[float, float]]:
@@ -57,6 +59,12 @@ class Matched:
         return max(call.bytes for call in self.calls.values())
 
     @property
+    def heaviest_bus_bytes(self) -> float | None:
+        """Bytes over the bus of the rank that moves most; None where the group has one rank or is not known."""
+        known = [call.bus_bytes for call in self.calls.values() if call.bus_bytes is not None]
+        return max(known) if known and self.size != 1 else None
+
+    @property
     def mean_bytes(self) -> float:
         """Bytes of the mean rank."""
         return sum(call.bytes for call in self.calls.values()) / len(self.calls)
@@ -69,6 +77,13 @@ class Matched:
     def waits_s(self) -> dict[int, float]:
         """How long each rank waited for the others."""
         return {r: max(0.0, end_s - start_s - self.transfer_s) for r, (start_s, end_s) in self.timed.items()}
+
+    @property
+    def last(self) -> int | None:
+        """The rank that the others waited for; None if fewer than two ranks had anything to do."""
+        if len(self.timed) < 2 or not self.one_clock:
+            return None
+        return max(self.timed, key=lambda rank: self.timed[rank][0])
 
     def window(self, rank: int) -> tuple[float, float]:
         """The end of a rank's call, as long as the transfer: when it moved data and no longer waited."""
@@ -90,14 +105,9 @@ def rows_of(traces: Sequence[RankTrace], *, steps: int) -> list[CollectiveRow]:
     by_kind: dict[Kind, list[Matched]] = defaultdict(list)
     for matched in match(traces):
         by_kind[matched.kind].append(matched)
-    work = {trace.rank: work_union(trace) for trace in traces} if all(t.on_cuda for t in traces) else {}
+    work = {trace.rank: trace.kernels.work for trace in traces} if all(t.on_cuda for t in traces) else {}
     rows = [_row(kind, found, steps, work) for kind, found in by_kind.items()]
     return sorted(rows, key=lambda row: (-row.transfer_s, row.op, row.purpose, row.phase, row.axis))
-
-
-def work_union(trace: RankTrace) -> Intervals:
-    """When the device did anything but communicate: kernels, copies and fills of all streams."""
-    return union(intervals((k.start_s, k.end_s) for k in trace.kernels if not k.communication))
 
 
 # ---------------------------------------------------------------- matching
@@ -150,7 +160,7 @@ def _matched(kind: Kind, root: int | None, calls: RankCalls, one_clock: bool) ->
         transfer_s = max(end_s for _, end_s in spans) - max(start_s for start_s, _ in spans)
     else:
         transfer_s = min(end_s - start_s for start_s, end_s in spans)
-    return Matched(kind, root, next(iter(calls.values())).step, calls, transfer_s)
+    return Matched(kind, root, next(iter(calls.values())).step, calls, transfer_s, one_clock)
 
 
 # ---------------------------------------------------------------- one row
@@ -158,9 +168,8 @@ def _matched(kind: Kind, root: int | None, calls: RankCalls, one_clock: bool) ->
 
 def _row(kind: Kind, found: list[Matched], steps: int, work: dict[int, Intervals]) -> CollectiveRow:
     transfers_s = [matched.transfer_s for matched in found]
-    bandwidths = [m.heaviest_bytes / m.transfer_s for m in found if m.heaviest_bytes and m.transfer_s > 0]
-    algbw = median(bandwidths) if bandwidths else None
-    factor = _bus_factor(kind.op, found[0].size)
+    moving = [matched for matched in found if matched.heaviest_bytes and matched.transfer_s > 0]
+    on_bus = [matched for matched in moving if matched.heaviest_bus_bytes is not None]
     exposed_s, overlapped_s = _exposed(found, steps, work) if work else (None, None)
     return CollectiveRow(
         **kind._asdict(),
@@ -173,9 +182,15 @@ def _row(kind: Kind, found: list[Matched], steps: int, work: dict[int, Intervals
         overlapped_s=overlapped_s,
         p50_s=float(np.percentile(transfers_s, 50)),
         p95_s=float(np.percentile(transfers_s, 95)),
-        algbw_bytes_per_s=algbw,
-        busbw_bytes_per_s=algbw * factor if algbw is not None and factor is not None else None,
+        last_rank_share=_last_rank_share(found),
+        algbw_bytes_per_s=_median(matched.heaviest_bytes / matched.transfer_s for matched in moving),
+        busbw_bytes_per_s=_median((matched.heaviest_bus_bytes or 0.0) / matched.transfer_s for matched in on_bus),
     )
+
+
+def _median(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return median(known) if known else None
 
 
 def _worst_by_step(
@@ -203,9 +218,7 @@ def _exposed(found: Iterable[Matched], steps: int, work: dict[int, Intervals]) -
     return median(exposed_s for exposed_s, _ in worst), median(overlapped_s for _, overlapped_s in worst)
 
 
-def _bus_factor(op: str, size: int | None) -> float | None:
-    """Bus over algorithm bandwidth as nccl-tests define it; our bytes, like theirs, are the whole buffer."""
-    if size is None or size < 2:
-        return None
-    factors = {"all_to_all": 1, "all_gather": 1, "reduce_scatter": 1, "all_reduce": 2}
-    return factors[op] * (size - 1) / size if op in factors else None
+def _last_rank_share(found: Iterable[Matched]) -> dict[int, float]:
+    """Rank to the share of calls for which it came last, the most frequent first; of calls where one can tell."""
+    lasts = Counter(matched.last for matched in found if matched.last is not None)
+    return {rank: count / lasts.total() for rank, count in lasts.most_common()}

@@ -6,22 +6,29 @@ holds three events: the host's annotation, the kernel, and a copy of the annotat
 line (category ``gpu_user_annotation``), which is left out here so that nothing is counted twice.
 """
 
-import gzip
-import json
-import re
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from epbench.analysis.columns import Kernels, Spans, kernel_kinds, own_time
+from epbench.analysis.events import Document, Event, ids_of, load, mapping_of
+from epbench.analysis.kinds import is_communication
 from epbench.errors import RunError
 from epbench.labels import CommLabel
 
-__all__ = ["Group", "Kernel", "Launch", "RankTrace", "Scope", "read_traces"]
+__all__ = ["Group", "RankTrace", "Scope", "read_rank"]
 
 STEP_PREFIX = "epbench:step#"
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+LAUNCHES = ("cuda_runtime", "cuda_driver")
+_SCOPES = {"steps": STEP_PREFIX, "labels": "comm:", "fsdp": "FSDP::", "gloo": "gloo:"}
+
+_US = 1e-6
+_By = dict[str, list[Event]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +45,9 @@ class Scope:
         """Whether a moment lies within."""
         return self.start_s <= time_s <= self.end_s
 
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """When and by which host thread a kernel was launched."""
-
-    time_s: float
-    thread: int
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One kernel, copy or fill on the device; ``args`` only of communication kernels."""
-
-    name: str
-    start_s: float
-    end_s: float
-    launch: Launch | None
-    communication: bool
-    args: dict[str, Any] = field(default_factory=dict)
+    def later(self, by_s: float) -> "Scope":
+        """The same at another time."""
+        return replace(self, start_s=self.start_s + by_s, end_s=self.end_s + by_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,82 +63,53 @@ class RankTrace:
     """One rank's trace, everything in order of start."""
 
     rank: int
+    base_ns: int  # what times count from, since 1970
     world_size: int | None  # as the trace has it
     host: str | None
     groups: tuple[Group, ...]
+    on_cuda: bool  # whether a device's time line was recorded
     steps: tuple[Scope, ...]
     labels: tuple[tuple[Scope, CommLabel], ...]  # the collectives that the stack labelled
     fsdp: tuple[Scope, ...]  # FSDP2's own annotations
     issues: tuple[Scope, ...]  # operators c10d::*, labelled or not
     gloo: tuple[Scope, ...]  # what gloo's worker threads did
-    kernels: tuple[Kernel, ...]
-
-    @property
-    def on_cuda(self) -> bool:
-        """Whether a device's time line was recorded."""
-        return bool(self.kernels)
+    operators: Spans  # of the host, annotations included, but for gloo's threads
+    kernels: Kernels
 
     def step_at(self, time_s: float) -> int | None:
         """Index of the traced step in which the host was at a time; None between and outside of steps."""
         return next((i for i, step in enumerate(self.steps) if step.holds(time_s)), None)
 
-
-def read_traces(directory: Path, *, steps: int) -> list[RankTrace]:
-    """All ``rank-<n>.json.gz`` of a directory, by rank.
-
-    Raises RunError if there is none, one cannot be read, a rank is missing, or a trace does not hold
-    ``steps`` steps.
-    """
-    paths = {int(m[1]): path for path in directory.glob("rank-*.json.gz") if (m := _RANK.fullmatch(path.name))}
-    if not paths:
-        raise RunError(f"{directory}: no trace rank-<n>.json.gz in it; run the cell again")
-    loaded = {rank: _load(path) for rank, path in sorted(paths.items())}
-    base_ns = min(document.get("baseTimeNanoseconds", 0) for document in loaded.values())
-    traces = [_rank_trace(rank, document, base_ns, paths[rank]) for rank, document in loaded.items()]
-    _check_complete(traces, directory, steps)
-    return traces
-
-
-_RANK = re.compile(r"rank-(\d{1,6})\.json\.gz")
+    def counted_from(self, base_ns: int) -> "RankTrace":
+        """The same with times that count from another base."""
+        by_s = (self.base_ns - base_ns) * 1e-9
+        if by_s == 0:
+            return self
+        return replace(
+            self,
+            base_ns=base_ns,
+            steps=tuple(scope.later(by_s) for scope in self.steps),
+            labels=tuple((scope.later(by_s), label) for scope, label in self.labels),
+            fsdp=tuple(scope.later(by_s) for scope in self.fsdp),
+            issues=tuple(scope.later(by_s) for scope in self.issues),
+            gloo=tuple(scope.later(by_s) for scope in self.gloo),
+            operators=self.operators.later(by_s),
+            kernels=self.kernels.later(by_s),
+        )
 
 
-def _check_complete(traces: list[RankTrace], directory: Path, steps: int) -> None:
-    world_size = max(trace.world_size or len(traces) for trace in traces)
-    missing = sorted(set(range(world_size)) - {trace.rank for trace in traces})
-    if missing:
-        names = ", ".join(map(str, missing))
-        raise RunError(f"{directory}: no trace of rank {names} (world of {world_size}); run the cell again")
-    for trace in traces:
-        if len(trace.steps) != steps:
-            raise RunError(
-                f"{directory}: the trace of rank {trace.rank} holds {len(trace.steps)} steps, not {steps};"
-                " run the cell again"
-            )
-
-
-def _load(path: Path) -> dict[str, Any]:
+def read_rank(path: Path, *, rank: int) -> RankTrace:
+    """One rank's trace, its times counted from its own base. Raises RunError if it cannot be read."""
+    document = load(path)
+    distributed = document.distributed or {}
     try:
-        document = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise RunError(f"{path}: not a readable trace ({error}); run the cell again") from error
-    if not isinstance(document, dict) or not isinstance(document.get("traceEvents"), list):
-        raise RunError(f"{path}: not a trace of the torch profiler; run the cell again")
-    return document
-
-
-def _rank_trace(rank: int, document: dict[str, Any], base_ns: int, path: Path) -> RankTrace:
-    shift_us = (document.get("baseTimeNanoseconds", 0) - base_ns) / 1e3
-    distributed = document.get("distributedInfo") or {}
-    try:
-        sorter = _Sorter(shift_us)
-        for event in document["traceEvents"]:
-            sorter.take(event)
         return RankTrace(
             rank=rank,
+            base_ns=document.base_ns,
             world_size=distributed.get("world_size"),
-            host=document.get("host_name"),
+            host=document.host_name,
             groups=tuple(_groups(distributed)),
-            **sorter.sorted(),
+            **_sorted(document),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path}: an event of the trace makes no sense ({error!r}); run the cell again") from error
@@ -158,72 +120,100 @@ def _groups(distributed: dict[str, Any]) -> Iterator[Group]:
         yield Group(str(group.get("pg_desc")), tuple(group.get("ranks") or ()))
 
 
-class _Sorter:
-    """Sorts the events of one trace into kinds, in a single pass."""
+def _sorted(document: Document) -> dict[str, Any]:
+    """The events by what they are for, each kind in order of start."""
+    found = _by_category(document)
+    scopes = {kind: _scopes(found[kind], with_args=kind == "gloo") for kind in _SCOPES}
+    device = [event for category in DEVICE_WORK for event in found[category]]
+    annotations = [event for kind in ("steps", "labels", "fsdp", "annotations") for event in found[kind]]
+    operators = _spans([*found["cpu_op"], *annotations]).in_order()
+    if device:
+        kernels = _kernels(device, [event for category in LAUNCHES for event in found[category]])
+    else:
+        kernels = own_time(operators, _spans(found["gloo"]))
+    return {
+        **scopes,
+        "labels": tuple((scope, _label(scope.name)) for scope in scopes["labels"]),
+        "issues": _scopes((event for event in found["cpu_op"] if event.name.startswith("c10d::")), True),
+        "on_cuda": bool(device),
+        "operators": operators,
+        "kernels": kernels,
+    }
 
-    def __init__(self, shift_us: float) -> None:
-        self.shift_us = shift_us
-        self.found: dict[str, list[Scope]] = {kind: [] for kind in ("steps", "labels", "fsdp", "issues", "gloo")}
-        self.launches: dict[int, Launch] = {}
-        self.device: list[dict[str, Any]] = []
 
-    def take(self, event: dict[str, Any]) -> None:
-        """Keeps an event if it is of any use."""
-        category = event.get("cat")
-        if event.get("ph") != "X":
-            return
-        if category in DEVICE_WORK:
-            self.device.append(event)
-        elif category in ("cuda_runtime", "cuda_driver"):
-            self._take_launch(event)
-        elif category == "user_annotation":
-            self._take_annotation(event)
-        elif category == "cpu_op" and event["name"].startswith("c10d::"):
-            self.found["issues"].append(self._scope(event, args=event.get("args")))
+def _by_category(document: Document) -> _By:
+    """Events with a duration by category; annotations by what they are for."""
+    found: _By = defaultdict(list)
+    for event in document.events:
+        if event.ph != "X":
+            continue
+        if event.dur is None:
+            raise ValueError(f"{event.name!r} has no duration")
+        category = event.cat
+        if category == "user_annotation":
+            category = next((kind for kind, start in _SCOPES.items() if event.name.startswith(start)), "annotations")
+        found[category].append(event)
+    return found
 
-    def _take_launch(self, event: dict[str, Any]) -> None:
-        correlation = event.get("args", {}).get("correlation")
-        if correlation is not None:
-            self.launches[correlation] = Launch(self._seconds(event["ts"]), event["tid"])
 
-    def _take_annotation(self, event: dict[str, Any]) -> None:
-        name = event["name"]
-        if name.startswith(STEP_PREFIX):
-            self.found["steps"].append(self._scope(event))
-        elif name.startswith("comm:"):
-            self.found["labels"].append(self._scope(event))
-        elif name.startswith("FSDP::"):
-            self.found["fsdp"].append(self._scope(event))
-        elif name.startswith("gloo:"):
-            self.found["gloo"].append(self._scope(event, args=event.get("args")))
-
-    def sorted(self) -> dict[str, Any]:
-        """The kinds by name, each in order of start."""
-        kinds: dict[str, Any] = {
-            kind: tuple(sorted(scopes, key=lambda scope: scope.start_s)) for kind, scopes in self.found.items()
-        }
-        kinds["labels"] = tuple((scope, _label(scope.name)) for scope in kinds["labels"])
-        kinds["kernels"] = tuple(sorted(map(self._kernel, self.device), key=lambda kernel: kernel.start_s))
-        return kinds
-
-    def _seconds(self, ts_us: float) -> float:
-        return (ts_us + self.shift_us) * 1e-6
-
-    def _scope(self, event: dict[str, Any], args: dict[str, Any] | None = None) -> Scope:
-        start_s, end_s = self._seconds(event["ts"]), self._seconds(event["ts"] + event["dur"])
-        return Scope(event["name"], start_s, end_s, event["tid"], args or {})
-
-    def _kernel(self, event: dict[str, Any]) -> Kernel:
-        args = event.get("args", {})
-        communication = event["cat"] == "kernel" and event["name"].startswith("nccl")
-        return Kernel(
-            name=event["name"],
-            start_s=self._seconds(event["ts"]),
-            end_s=self._seconds(event["ts"] + event["dur"]),
-            launch=self.launches.get(args.get("correlation")),
-            communication=communication,
-            args=args if communication else {},
+def _scopes(events: Iterable[Event], with_args: bool = False) -> tuple[Scope, ...]:
+    scopes = [
+        Scope(
+            event.name,
+            event.ts * _US,
+            (event.ts + _duration(event)) * _US,
+            _thread(event.tid),
+            mapping_of(event) if with_args else {},
         )
+        for event in events
+    ]
+    return tuple(sorted(scopes, key=lambda scope: scope.start_s))
+
+
+def _spans(events: Sequence[Event]) -> Spans:
+    names, name = _named(events)
+    start_us = np.fromiter((event.ts for event in events), np.float64, len(events))
+    length_us = np.fromiter((_duration(event) for event in events), np.float64, len(events))
+    thread = np.fromiter((_thread(event.tid) for event in events), np.int64, len(events))
+    return Spans(names, name, start_us * _US, (start_us + length_us) * _US, thread)
+
+
+def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
+    """Kernels in order of start, each with the launch that its correlation id names."""
+    device = sorted(device, key=lambda event: event.ts)
+    launched = {ids_of(event).correlation: event for event in launching}
+    ids = [ids_of(event) for event in device]
+    launches = [launched.get(one.correlation) if one.correlation is not None else None for one in ids]
+    spans = _spans(device)
+    moves = [is_communication(name) for name in spans.names]
+    return Kernels(
+        names=spans.names,
+        kinds=kernel_kinds(spans.names),
+        name=spans.name,
+        start_s=spans.start_s,
+        end_s=spans.end_s,
+        launch_s=np.array([np.nan if one is None else one.ts * _US for one in launches], dtype=np.float64),
+        thread=np.array([-1 if one is None else _thread(one.tid) for one in launches], dtype=np.int64),
+        stream=np.array([one.stream if isinstance(one.stream, int) else -1 for one in ids], dtype=np.int64),
+        args={place: mapping_of(device[place]) for place, name in enumerate(spans.name.tolist()) if moves[name]},
+    )
+
+
+def _named(events: Iterable[Event]) -> tuple[tuple[str, ...], Any]:
+    """The names, each once, and per event the place of its own."""
+    places: dict[str, int] = {}
+    name = [places.setdefault(event.name, len(places)) for event in events]
+    return tuple(places), np.array(name, dtype=np.int64)
+
+
+def _duration(event: Event) -> float:
+    assert event.dur is not None, "events without a duration were refused"
+    return event.dur
+
+
+def _thread(tid: int | str) -> int:
+    """Thread or stream; a lane that has a name and no number holds nothing that a thread did."""
+    return tid if isinstance(tid, int) else -1
 
 
 def _label(text: str) -> CommLabel:

@@ -60,13 +60,20 @@ def _group(name: str) -> dist.ProcessGroup:
 
 
 def _label(
-    op: str, purpose: str, axis: str, phase: str, group: dist.ProcessGroup, sent: Tensor, received: Tensor
+    op: str,
+    purpose: str,
+    axis: str,
+    phase: str,
+    group: dist.ProcessGroup,
+    sent: Tensor,
+    received: Tensor,
+    kept_bytes: int | None = None,
 ) -> AbstractContextManager[Any]:
     if phase == "forward" and torch._C._current_graph_task_id() != -1:
         phase = "recompute"  # a forward that runs inside backward is activation checkpointing's
     ranks = dist.get_process_group_ranks(group)
     return record_function(
-        CommLabel(op, purpose, phase, axis, min(ranks), len(ranks), sent.nbytes, received.nbytes).text
+        CommLabel(op, purpose, phase, axis, min(ranks), len(ranks), sent.nbytes, received.nbytes, kept_bytes).text
     )
 
 
@@ -81,7 +88,8 @@ def _all_to_all(
     sent, received = splits.tolist() if not reverse else splits.flip(0).tolist()
     x = x.contiguous()
     output = x.new_empty((sum(received), *x.shape[1:]))
-    with _label("all_to_all", purpose, axis, phase, process_group, x, output):
+    kept_bytes = sent[process_group.rank()] * x[:1].nbytes if len(x) else 0
+    with _label("all_to_all", purpose, axis, phase, process_group, x, output, kept_bytes):
         dist.all_to_all_single(output, x, received, sent, group=process_group)
     return output
 

@@ -22,8 +22,9 @@ def label(
     size: int = 2,
     sent: int = 1000,
     received: int = 1000,
+    kept: int | None = None,
 ) -> str:
-    return CommLabel(op, purpose, phase, axis, root, size, sent, received).text
+    return CommLabel(op, purpose, phase, axis, root, size, sent, received, kept).text
 
 
 class Trace:
@@ -69,6 +70,10 @@ class Trace:
     def operator(self, name: str, start: float, end: float, dims: list[Any], dtype: str = "float") -> "Trace":
         args = {"Input Dims": dims, "Input type": [dtype] * len(dims)}
         return self.event("cpu_op", f"c10d::{name}", start, end, MAIN, **args)
+
+    def cpu(self, name: str, start: float, end: float, tid: int = MAIN) -> "Trace":
+        """An operator that computes, or a layer of dispatch."""
+        return self.event("cpu_op", name, start, end, tid)
 
     def kernel(
         self,

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from epbench.analysis.breakdown import DeviceTime, breakdown
+from epbench.analysis.breakdown import breakdown
+from epbench.errors import RunError
 from epbench.records import Breakdown
-from tests.analysis.handmade import US, Trace, label, write
+from tests.analysis.handmade import AUTOGRAD, US, Trace, label, write
 
 
 def total_s(parts: Breakdown) -> float:
@@ -61,9 +62,46 @@ def test_steps_are_told_apart_by_when_the_host_launched(tmp_path: Path) -> None:
     assert found.breakdown.idle.kernel == pytest.approx(170 * US / 3)
 
 
-def test_a_cpu_has_no_device_time(tmp_path: Path) -> None:
-    trace = Trace(0, world_size=1).step(0, 9)
-    assert breakdown(write(tmp_path, trace), steps=1) == DeviceTime(Breakdown(), None, None, None)
+def test_on_a_cpu_operators_stand_for_kernels(tmp_path: Path) -> None:
+    trace = Trace(0, world_size=1).step(0, 100).annotate(label(size=1), 50, 80)
+    trace.cpu("aten::linear", 5, 35).cpu("aten::t", 6, 10).cpu("aten::addmm", 10, 30)  # own time 6, host, 20
+    trace.cpu("epbench::all_to_all", 49, 81).gloo("all_to_all", 55, 75)
+    trace.cpu("aten::add", 70, 90, tid=AUTOGRAD).cpu("autograd::engine::evaluate_function: X", 91, 99)
+    found = breakdown(write(tmp_path, trace), steps=1)
+    assert found.device_work_s is None
+    assert found.breakdown.compute == pytest.approx((26 + 15) * US)
+    assert found.breakdown.overlapped == pytest.approx(5 * US)
+    assert found.breakdown.exposed == pytest.approx(15 * US)
+    assert found.breakdown.idle.host == pytest.approx((100 - 61) * US)
+    assert found.breakdown.idle.kernel is None
+    assert found.kernels_s == pytest.approx({"gemm": 26 * US, "communication": 20 * US, "pointwise": 20 * US})
+    assert found.unclassified_share == 0
+
+
+def test_kinds_of_the_critical_rank_and_what_no_pattern_knows(tmp_path: Path) -> None:
+    idle = Trace(0).step(0, 50).kernel("gemm", 100, 110, launched=1)
+    busy = Trace(1).step(0, 50).kernel("nvjet_tst_128x256", 100, 160, launched=1)
+    busy.kernel("my_very_own_thing", 150, 190, launched=2, stream=9)
+    found = breakdown(write(tmp_path, idle, busy), steps=1)
+    assert found.kernels_s == pytest.approx({"gemm": 60 * US, "other": 40 * US})
+    assert found.unclassified_share == pytest.approx(0.4)
+    assert [parts.rank for parts in found.per_rank] == [0, 1]
+    assert [parts.compute for parts in found.per_rank] == pytest.approx([10 * US, 90 * US])
+
+
+def test_kernels_of_no_length_change_nothing(tmp_path: Path) -> None:
+    trace = Trace(0, world_size=1).step(0, 50).kernel("gemm", 100, 110, launched=1)
+    trace.kernel("empty", 120, 120, launched=1).kernel("late", 130, 140, launched=125).kernel("x", 130, 130, launched=2)
+    found = breakdown(write(tmp_path, trace), steps=1)
+    assert found.breakdown.compute == pytest.approx(20 * US)
+    assert found.breakdown.idle.host == pytest.approx(15 * US)
+    assert found.breakdown.idle.kernel == pytest.approx(5 * US)
+
+
+def test_a_rank_without_kernels_among_others_is_a_broken_trace(tmp_path: Path) -> None:
+    write(tmp_path, Trace(0).step(0, 9).kernel("gemm", 1, 2, launched=1), Trace(1).step(0, 9))
+    with pytest.raises(RunError, match="no kernel in the trace of rank 1"):
+        breakdown(tmp_path, steps=1)
 
 
 KERNELS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 60), st.booleans(), st.integers(0, 300)), min_size=1)

@@ -30,6 +30,17 @@ def test_a_late_rank_makes_the_others_wait_not_the_transfer_long(tmp_path: Path)
     assert (row.exposed_s, row.overlapped_s) == (None, None)
 
 
+def test_who_came_last_and_how_often(tmp_path: Path) -> None:
+    arrivals = [(0, 5, 1), (0, 2, 3), (4, 6, 5), (0, 9, 1)]  # of ranks 0, 1, 2 at four calls
+    traces = [Trace(rank, world_size=3).step(0, 1000) for rank in range(3)]
+    for k, call in enumerate(arrivals):
+        for trace, arrival in zip(traces, call, strict=True):
+            trace.annotate(label(size=3), 100 * k + arrival, 100 * k + 50)
+    row = only_row(tmp_path, *traces)
+    assert row.last_rank_share == {1: 0.75, 2: 0.25}
+    assert list(row.last_rank_share) == [1, 2]
+
+
 def test_the_annotation_stands_in_where_gloo_left_no_event(tmp_path: Path) -> None:
     traces = [Trace(rank).step(0, 100).annotate(label(), 10 + rank, 30) for rank in (0, 1)]
     assert only_row(tmp_path, *traces).transfer_s == pytest.approx(19 * US)
@@ -43,6 +54,25 @@ def test_bytes_and_bandwidth_are_of_the_heaviest_rank(tmp_path: Path) -> None:
     assert row.bytes_mean == 3500
     assert row.algbw_bytes_per_s == pytest.approx(4000 / (20 * US))
     assert row.busbw_bytes_per_s == pytest.approx(4000 / (20 * US) / 2)  # (n - 1) / n of 2
+
+
+def test_an_uneven_split_is_charged_for_what_leaves_the_rank(tmp_path: Path) -> None:
+    """Ten of eleven rows stay where they are: the bus saw an eleventh of the buffers, not half of them."""
+    traces = [Trace(r).step(0, 100).annotate(label(sent=1100, received=1100, kept=1000), 10, 30) for r in (0, 1)]
+    row = only_row(tmp_path, *traces)
+    assert row.bytes == 1100
+    assert row.busbw_bytes_per_s == pytest.approx(100 / (20 * US))
+
+
+def test_the_heaviest_rank_of_an_uneven_split_sets_the_bus_bandwidth(tmp_path: Path) -> None:
+    sizes = [(1000, 0), (0, 1000)]  # all rows go from rank 0 to rank 1
+    traces = [
+        Trace(rank).step(0, 100).annotate(label(sent=sent, received=received, kept=0), 10, 30)
+        for rank, (sent, received) in enumerate(sizes)
+    ]
+    row = only_row(tmp_path, *traces)
+    assert row.busbw_bytes_per_s == pytest.approx(1000 / (20 * US))
+    assert row.bytes_mean == 1000
 
 
 @pytest.mark.parametrize(
@@ -140,6 +170,7 @@ def test_ranks_of_two_hosts_share_no_clock(tmp_path: Path) -> None:
     row = only_row(tmp_path, a, b)
     assert row.transfer_s == pytest.approx(18 * US)  # the shortest duration: a lower bound
     assert row.wait_s == pytest.approx(32 * US)
+    assert row.last_rank_share == {}  # nobody can tell
 
 
 # ---------------------------------------------------------------- CUDA
