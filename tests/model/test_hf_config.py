@@ -162,3 +162,17 @@ def test_sizes_survive_the_way_to_the_file_and_back(spec: ModelSpec, tmp_path: P
 def test_a_model_that_the_published_class_does_not_compute_has_no_file() -> None:
     with pytest.raises(ValueError, match="has no scoring_func, n_shared_experts"):
         config_json(ModelSpec(scoring_func="sigmoid", n_shared_experts=1))
+
+
+def test_every_setting_of_the_model_is_in_the_file_or_known_to_be_beyond_it() -> None:
+    """A new one that is in neither would be left out of what is written, silently."""
+    beyond = {"scoring_func", "routed_scaling_factor", "n_group", "topk_group"}
+    beyond |= {"router_bias_update_rate", "n_shared_experts", "score_before_experts"}
+    origin = {"preset", "total_layers", "checkpoint", "expert_initializer_scale"}  # of the weights, not of the model
+    written = {"num_layers" if key == "num_hidden_layers" else key for key in config_json(ModelSpec())}
+    assert set(ModelSpec.model_fields) - written == beyond | origin
+    for name in beyond:
+        default = ModelSpec.model_fields[name].default
+        other = not default if isinstance(default, bool) else "sigmoid" if isinstance(default, str) else default + 1
+        with pytest.raises(ValueError, match=f"has no {name}"):
+            config_json(ModelSpec(**{name: other}))
