@@ -10,8 +10,10 @@ style                 mesh          experts (w1, w3 / w2)        tokens that the
 ExpertParallel        (ep)          Shard(0) / Shard(0)          any, each rank its own
 TensorParallel        (tp)          Shard(1) / Shard(2)          sequence-sharded over tp
 ExpertTensorParallel  (ep, tp)      both                         sequence-sharded over tp, otherwise own
-ReplicateParallel     any           (router gate, norms)         any; the gradient is summed over the mesh
+ReplicateParallel     any           (router gate, norms)         any; the gradient is partial over the mesh
 ====================  ============  ===========================  ==============================================
+
+Shared experts are split as well where each expert is: the exit of the layer sums them with the others.
 
     parallelize_module(moe, mesh["ep"], ExpertParallel())
     parallelize_module(moe, mesh["tp"], {"router.gate": ReplicateParallel(), "": TensorParallel()})
@@ -22,14 +24,23 @@ from functools import cache, partial
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
+from epbench.model.mlp import DenseMLP
 from epbench.model.moe import MoE
 from epbench.parallel.communication import Axis, gather_sequence, scatter_sequence
 from epbench.parallel.dispatch import AllToAllDispatcher
 
-__all__ = ["ExpertParallel", "ExpertTensorParallel", "ReplicateParallel", "TensorParallel", "place", "sequence_moves"]
+__all__ = [
+    "ExpertParallel",
+    "ExpertTensorParallel",
+    "ReplicateParallel",
+    "TensorParallel",
+    "place",
+    "sequence_moves",
+    "split_dense",
+]
 
 _HIDDEN_DIM = {"w1": 1, "w3": 1, "w2": 2}
 
@@ -39,6 +50,20 @@ def place(module: nn.Module, name: str, mesh: DeviceMesh, *placements: Placement
     param = getattr(module, name)
     shard = distribute_tensor(param.data, mesh, placements, src_data_rank=None)
     module.register_parameter(name, nn.Parameter(shard))
+
+
+def split_dense(mlp: DenseMLP, mesh: DeviceMesh) -> None:
+    """Splits a SwiGLU on its width over the 1-D ``mesh``: its output is a partial sum from then on."""
+    place(mlp.gate_proj, "weight", mesh, Shard(0))
+    place(mlp.up_proj, "weight", mesh, Shard(0))
+    place(mlp.down_proj, "weight", mesh, Shard(1))
+
+
+def _split_shared(moe: MoE, mesh: DeviceMesh) -> None:
+    """Unless that was done before; else every rank would add all of their output to the sum."""
+    shared = moe.shared_experts
+    if shared is not None and not isinstance(shared.down_proj.weight, DTensor):
+        split_dense(shared, mesh)
 
 
 def _layer(module: nn.Module, style: ParallelStyle) -> MoE:
@@ -103,6 +128,7 @@ class TensorParallel(ParallelStyle):
         _check(device_mesh, self, ndim=1)
         for name, hidden_dim in _HIDDEN_DIM.items():
             place(moe.experts, name, device_mesh, Shard(hidden_dim))
+        _split_shared(moe, device_mesh)
         moe.enter, moe.leave = sequence_moves(self.axis or Axis.of(device_mesh, "tp"))
         return moe
 
@@ -123,17 +149,20 @@ class ExpertTensorParallel(ParallelStyle):
         _check_experts(moe, device_mesh.size(0))
         for name, hidden_dim in _HIDDEN_DIM.items():
             place(moe.experts, name, device_mesh, Shard(0), Shard(hidden_dim))
-        expert, tensor = _axes(device_mesh)
-        moe.dispatcher = _dispatcher(self.expert_axis or expert)
-        moe.enter, moe.leave = sequence_moves(self.tensor_axis or tensor)
+        of_experts, of_widths = _axes(device_mesh)
+        _split_shared(moe, of_widths)
+        moe.dispatcher = _dispatcher(self.expert_axis or Axis.of(of_experts, "ep"))
+        moe.enter, moe.leave = sequence_moves(self.tensor_axis or Axis.of(of_widths, "tp"))
         return moe
 
 
 class ReplicateParallel(ParallelStyle):
     """Parameters of a module (not of its children) that are equal on all ranks of the mesh.
 
-    Ranks see different tokens, or partial outputs, so each computes one term of the gradient's sum: it is partial
-    over the mesh and reduced. Left out, a router's gate under tp learns from one rank's part (facts 4.2).
+    Ranks see different tokens, or partial outputs, so each computes one term of the gradient's sum: ``grad`` is a
+    DTensor that is partial over the mesh. FSDP2 reduces it, and so do a DTensor's ``full_tensor`` and torch's
+    optimizers; its local tensor is one rank's term. Left out, a router's gate under tp learns from that term alone
+    (facts 4.2).
     """
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -142,11 +171,11 @@ class ReplicateParallel(ParallelStyle):
         return module
 
 
-def _axes(mesh: DeviceMesh) -> tuple[Axis, Axis]:
+def _axes(mesh: DeviceMesh) -> tuple[DeviceMesh, DeviceMesh]:
     names = mesh.mesh_dim_names
     if names is None:
         raise ValueError(f"ExpertTensorParallel needs a mesh with named axes, got {mesh}")
-    return Axis.of(mesh[names[0]], "ep"), Axis.of(mesh[names[1]], "tp")
+    return mesh[names[0]], mesh[names[1]]
 
 
 def _check_experts(moe: MoE, ranks: int) -> None:

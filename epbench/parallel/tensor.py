@@ -25,7 +25,7 @@ from epbench.model.decoder import Block, Decoder
 from epbench.model.mlp import DenseMLP
 from epbench.model.moe import MoE
 from epbench.parallel.communication import Axis, scatter_sequence
-from epbench.parallel.styles import ReplicateParallel, place, sequence_moves
+from epbench.parallel.styles import ReplicateParallel, place, sequence_moves, split_dense
 
 __all__ = ["apply_tensor_parallel"]
 
@@ -64,9 +64,7 @@ def _attention(attention: Attention, region: _Region) -> None:
 
 def _dense(mlp: DenseMLP, region: _Region, *, inside: bool = False) -> None:
     """``inside``: the layer is part of one that enters and leaves for it."""
-    place(mlp.gate_proj, "weight", region.mesh, Shard(0))
-    place(mlp.up_proj, "weight", region.mesh, Shard(0))
-    place(mlp.down_proj, "weight", region.mesh, Shard(1))
+    split_dense(mlp, region.mesh)
     if not inside:
         mlp.enter, mlp.leave = region.enter, region.leave
 
