@@ -1,6 +1,7 @@
 """From the launches of a cell to its row: the outcome, the median over launches and an interval from them."""
 
 from collections.abc import Sequence
+from statistics import median
 
 from epbench.analysis.statistics import launch_interval
 from epbench.cells import Cell
@@ -126,6 +127,8 @@ def _numbers(cell: Cell, launches: Sequence[LaunchRecord], environment: Environm
         "tflops_full": speed.full,
         "mfu": mfu(speed.causal, device_name=environment.device_name),
     }
+    energies = [value.energy_j_per_token for value in values if value.energy_j_per_token is not None]
+    found["energy_j_per_token"] = median(energies) if energies else None
     work = launch_interval([value.device_work_s for value in values if value.device_work_s is not None])
     if work is not None:
         names = ("device_work_s", "device_work_s_low", "device_work_s_high")

@@ -42,6 +42,7 @@ _PRELOADED = (
     "epbench.runner.verify",
     "epbench.stacks.qwen3_moe",
     "epbench.stacks.data",
+    "epbench.measure.canary",
     "epbench.measure.clock",
     "epbench.measure.memory",
     "epbench.measure.capture",

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epbench.errors import RunError, ScenarioError
-from epbench.provenance import choose_device, describe_environment
+from epbench.provenance import choose_device, describe_environment, find_gpus
 from epbench.records import EnvironmentRecord, RunRecord
 from epbench.runner.progress import Progress, make_progress
 from epbench.runner.schedule import Budget
 from epbench.runner.server import launch_variables
 from epbench.runner.session import Interrupt, Session
+from epbench.runner.sitting import SittingLog
 from epbench.stack_support import require_installed
 from epbench.store import CellEntry, RunDirectory, create_run, open_run
 
@@ -72,7 +73,15 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     for entry in _entries(scenario):
         run.write_cell(entry)
     launches = options.launches or scenario.measure.launches
-    session = Session(run, scenario.measure, environment, launches=launches, budget=Budget(options.budget_s))
+    session = Session(
+        run,
+        scenario.measure,
+        environment,
+        launches=launches,
+        budget=Budget(options.budget_s),
+        sitting=SittingLog(run, scenario.measure, environment),
+        gpus=find_gpus().uuids[:world_size] if device == "cuda" else (),
+    )
     todo = [entry for entry in selected if not session.finish_if_complete(entry)]
     with make_progress(sum(session.launches_left(entry) for entry in todo)) as progress:
         progress.say(f"{run.path}: {len(todo)} of {len(selected)} cells to run on {device} ({reason})")

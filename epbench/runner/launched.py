@@ -29,6 +29,7 @@ from epbench.records import (
     VerifyRecord,
 )
 from epbench.runner.outcome import Verdict
+from epbench.runner.telemetry import History, energy_j_per_token, slowed_down, telemetry_of, timed_window
 from epbench.runner.watch import LaunchEnd
 from epbench.store import read_record, write_atomically
 
@@ -83,13 +84,17 @@ class LaunchRecord(Frozen):
 
 def protocol_digest(measure: MeasureSpec) -> str:
     """Digest of what a number depends on besides cell and environment; how many launches is no part."""
-    unrelated = {"launches", "progress_timeout_s", "launch_timeout_s", "telemetry"}
+    unrelated = {"launches", "progress_timeout_s", "launch_timeout_s", "telemetry", "canary"}
     return digest([PROTOCOL_VERSION, measure.model_dump(mode="json", exclude=unrelated)])
 
 
-def measured(end: LaunchEnd, verdict: Verdict, *, environment: str) -> LaunchRecord:
-    """The record of a launch that has ended; trace files are read for the rows of its collectives."""
+def measured(end: LaunchEnd, verdict: Verdict, *, environment: str, history: History | None = None) -> LaunchRecord:
+    """The record of a launch that has ended; trace files are read for the rows of its collectives.
+
+    ``history`` is what was sampled of its GPUs meanwhile.
+    """
     spec = end.spec
+    lost = history.loss if history else None
     record = LaunchRecord(
         cell=spec.cell.id,
         kind=spec.kind,
@@ -99,14 +104,29 @@ def measured(end: LaunchEnd, verdict: Verdict, *, environment: str) -> LaunchRec
         environment=environment,
         protocol=protocol_digest(spec.measure),
         outcome=verdict.outcome,
-        reason=verdict.reason,
+        reason=f"{lost}; {verdict.reason}" if lost and verdict.outcome != "ok" else verdict.reason,
         elapsed_s=end.elapsed_s,
     )
     if verdict.outcome != "ok":
         return record
     results = [tail.results for tail in end.tails]
     found = _verified(results) if spec.kind == "verify" else _timed(end, results)
+    if history is not None and spec.kind == "measure":
+        found["value"] = _watched(found["value"], end, history)
     return record.model_copy(update=found)
+
+
+def _watched(value: LaunchValue, end: LaunchEnd, history: History) -> LaunchValue:
+    """The value with what its GPUs did meanwhile; it does not stand if they were held back, or lost."""
+    window = timed_window(end.tails)
+    if window is None or value.step_s is None:
+        return value
+    telemetry = telemetry_of(history, window)
+    invalid = value.invalid_reason or history.loss or slowed_down(telemetry)
+    tokens = end.spec.cell.tokens_per_step
+    energy = energy_j_per_token(telemetry, step_s=value.step_s, tokens_per_step=tokens)
+    found = {"telemetry": telemetry, "energy_j_per_token": energy, "valid": invalid is None, "invalid_reason": invalid}
+    return value.model_copy(update=found)
 
 
 def _verified(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -121,6 +121,8 @@ class RankTail:
         self.state = RankState(rank)
         self.results: dict[str, Any] = {}
         self.started: dict[str, Any] = {}
+        self.entered: dict[str, float] = {}  # phase -> when, by the rank's clock
+        self.reported: dict[str, float] = {}  # result -> when
 
     def poll(self) -> bool:
         """Read what was written since; whether there was a whole new record."""
@@ -147,12 +149,14 @@ class RankTail:
             self.state = dataclasses.replace(self.state, step=record["step"])
         elif record["kind"] == "result":
             self.results[record["name"]] = record["value"]
+            self.reported[record["name"]] = record["t"]
         else:
             failure = Failure(record["t"], record["phase"], record["type"], record["message"], record["traceback"])
             self.state = dataclasses.replace(self.state, failure=failure)
 
     def _enter(self, record: dict[str, Any]) -> None:
         self.state = dataclasses.replace(self.state, phase=record["phase"], step=None)
+        self.entered.setdefault(record["phase"], record["t"])
         if record["phase"] == "start":
             self.started = record
             self.state = dataclasses.replace(self.state, process_id=record["process_id"])

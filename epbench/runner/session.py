@@ -9,9 +9,11 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import FrameType
 
 from epbench.cells import MeasureSpec
+from epbench.nvml import Nvml, open_nvml
 from epbench.records import EnvironmentRecord
 from epbench.runner.aggregate import cell_result
 from epbench.runner.launched import LaunchRecord, find_launches, measured, protocol_digest, write_launch
@@ -19,7 +21,9 @@ from epbench.runner.outcome import judge
 from epbench.runner.progress import Progress
 from epbench.runner.schedule import Budget, Needed, is_complete, needed, rounds
 from epbench.runner.server import ForkServer, launch_variables
+from epbench.runner.sitting import SittingLog
 from epbench.runner.spec import LaunchSpec
+from epbench.runner.telemetry import sampling
 from epbench.runner.watch import watch_launch
 from epbench.store import CellEntry, RunDirectory
 
@@ -59,12 +63,17 @@ class Session:
         *,
         launches: int,
         budget: Budget,
+        sitting: SittingLog,
+        gpus: Sequence[str] = (),
     ) -> None:
         self._run = run
         self._measure = measure
         self._environment = environment
         self._asked = launches
         self._budget = budget
+        self._sitting = sitting
+        self._gpus = gpus if measure.telemetry else ()  # UUIDs in the order of local ranks
+        self._nvml: Nvml | None = None
         self._started = time.monotonic()
         self._order = 0
         self._known: dict[str, list[LaunchRecord]] = {}
@@ -89,16 +98,26 @@ class Session:
     def run_all(self, entries: Sequence[CellEntry], progress: Progress, interrupt: Interrupt) -> None:
         """Launch in rounds until all cells are complete, the budget is spent, or Ctrl-C."""
         variables = launch_variables(self._environment.device)
-        with ForkServer(variables, self._run.path / "server.log") as server:
-            for number, order in enumerate(rounds(entries, self._asked)):
-                for entry in order:
-                    while (need := self._needed(entry, number)) and not interrupt.seen:
-                        if not self._affords(entry, need, progress):
-                            return
-                        self._launch(server, entry, need, interrupt=interrupt, progress=progress)
-                    if interrupt.seen:
+        library = open_nvml() if self._gpus else nullcontext()
+        with ForkServer(variables, self._run.path / "server.log") as server, library as self._nvml:
+            self._run_rounds(server, entries, progress=progress, interrupt=interrupt)
+            if self._sitting.begun and not interrupt.seen:
+                _warn(progress, self._sitting.end(server, lambda: interrupt.seen))
+
+    def _run_rounds(
+        self, server: ForkServer, entries: Sequence[CellEntry], *, progress: Progress, interrupt: Interrupt
+    ) -> None:
+        for number, order in enumerate(rounds(entries, self._asked)):
+            for entry in order:
+                while (need := self._needed(entry, number)) and not interrupt.seen:
+                    if not self._affords(entry, need, progress):
                         return
-                    self.finish_if_complete(entry)
+                    if not self._sitting.begun:
+                        _warn(progress, self._sitting.begin(server, lambda: interrupt.seen))
+                    self._launch(server, entry, need, interrupt=interrupt, progress=progress)
+                if interrupt.seen:
+                    return
+                self.finish_if_complete(entry)
 
     def _needed(self, entry: CellEntry, number: int) -> Needed | None:
         return needed(self._launches(entry), asked=self._asked, by_round=number)
@@ -116,13 +135,15 @@ class Session:
         spec = self._spec(entry, need)
         shutil.rmtree(spec.directory, ignore_errors=True)
         progress.starts(spec)
-        end = watch_launch(server, spec, interrupted=lambda: interrupt.seen, on_progress=progress.moves)
+        with sampling(self._nvml, self._gpus[: spec.cell.world_size], spec.directory) as sampler:
+            end = watch_launch(server, spec, interrupted=lambda: interrupt.seen, on_progress=progress.moves)
         verdict = judge(end)
         place = {"cell": entry.cell.id, "kind": spec.kind, "index": spec.index, "order": spec.order}
         self._run.event({"event": "launch"} | place | {"outcome": verdict.outcome, "reason": verdict.reason})
         if verdict.outcome == "interrupted":
             return
-        record = measured(end, verdict, environment=self._environment.digest)
+        history = sampler.history if sampler else None
+        record = measured(end, verdict, environment=self._environment.digest, history=history)
         write_launch(spec.directory, record)
         self._known[entry.cell.id].append(record)
         self._budget.learn(record)
@@ -154,3 +175,8 @@ class Session:
             self._known[entry.cell.id] = found
             self._order = max([self._order, *(launch.order + 1 for launch in found)])
         return self._known[entry.cell.id]
+
+
+def _warn(progress: Progress, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        progress.say(f"warning: {warning}")

@@ -17,14 +17,14 @@ from epbench.provenance import Device
 __all__ = ["PHASES", "LaunchSpec"]
 
 # In the order in which a rank passes them; who is in an earlier one is further behind.
-PHASES = ("fork", "start", "build", "verify", "warmup", "timing", "memory", "routing", "trace", "done")
+PHASES = ("fork", "start", "build", "verify", "canary", "warmup", "timing", "memory", "routing", "trace", "done")
 
 
 class LaunchSpec(Frozen):
-    """One fresh process group for one cell."""
+    """One fresh process group for one cell; a canary only needs its ranks."""
 
     cell: Cell
-    kind: Literal["verify", "measure"]
+    kind: Literal["verify", "measure", "canary"]
     index: int = Field(ge=0, description="of the launches of this cell")
     order: int = Field(ge=0, description="place among all launches of the run")
     repeats: int | None = Field(None, description="index of the invalid launch that this one replaces")

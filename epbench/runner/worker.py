@@ -93,6 +93,8 @@ def _run(spec: LaunchSpec, log: RankLog) -> None:
         log.result("host", _host(world))
         if spec.kind == "verify":
             _verify(spec, world, log)
+        elif spec.kind == "canary":
+            _canary(world, log)
         else:
             _measure(spec, world, log)
         log.phase("done")
@@ -134,6 +136,13 @@ def _verify(spec: LaunchSpec, world: "World", log: RankLog) -> None:
     log.phase("verify")
     measure = spec.measure
     log.result("verify", verify_cell(spec.cell, world, scope=measure.verify, tolerance=measure.verify_tolerance))
+
+
+def _canary(world: "World", log: RankLog) -> None:
+    from epbench.measure.canary import time_canary
+
+    log.phase("canary")
+    log.result("canary", time_canary(world, on_progress=log.beat))
 
 
 def _measure(spec: LaunchSpec, world: "World", log: RankLog) -> None:

@@ -17,6 +17,7 @@ from epbench.errors import RunError, ScenarioError
 from epbench.records import RunView
 from epbench.runner.launch import RunOptions, RunOutcome, run_scenario
 from epbench.runner.processes import descendants
+from epbench.runner.sitting import differences
 from epbench.scenario import load_scenario
 from epbench.store import open_run
 from tests.runner.conftest import ROOT, variables_of_tests
@@ -122,6 +123,17 @@ def test_a_row_is_the_median_of_its_launches(finished: tuple[Path, RunOutcome]) 
     assert cell.verify.scope == "loss"
     assert len(cell.loss) == 5
     assert cell.mfu is None
+
+
+def test_the_same_work_is_timed_before_and_after(finished: tuple[Path, RunOutcome]) -> None:
+    record = rows(finished[1]).run
+    (sitting,) = record.sittings
+    for canary in (sitting.canary_before, sitting.canary_after):
+        assert canary is not None
+        assert canary.outcome == "ok", canary.reason
+        assert list(canary.seconds) == ["gemm", "all_reduce", "all_to_all"]
+    assert record.warnings == differences(sitting.canary_before, sitting.canary_after)
+    assert [event["when"] for event in events(finished[1], "canary")] == ["before", "after"]
 
 
 def test_resume_of_a_complete_run_launches_nothing(finished: tuple[Path, RunOutcome]) -> None:

@@ -1,0 +1,110 @@
+"""Three fixed pieces of work whose speed depends on the machine only: a GEMM, an all-reduce, an all-to-all.
+
+The same work before and after a run tells whether the machine was the same machine throughout: a GPU that
+throttles, a neighbour on the host or a link that renegotiated shows here, where no cell can be blamed for it. The
+work is large enough to be limited by the device and not by the host (8192 x 8192 bf16 products, buffers of 128
+MiB), and small on the CPU, where it only proves the path; about a second in all, start-up apart.
+
+A repetition is over when the slowest rank is done, so the value is the median over repetitions of the maximum over
+ranks, as for a step.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import quantiles
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from epbench.measure.ranks import drain, line_up, maximum_over_ranks
+from epbench.parallel.communication import Axis, all_reduce_, all_to_all_even
+from epbench.records import Spread
+
+if TYPE_CHECKING:
+    from epbench.stacks.protocol import World
+
+__all__ = ["time_canary"]
+
+Progress = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How much work; part of what is compared, so a change makes canaries of two versions incomparable."""
+
+    gemm: int  # rows and columns of both factors
+    buffer_bytes: int  # of each collective, a rank
+    repetitions: int
+    dtype: torch.dtype
+
+
+_WARM_UP = 5
+_SIZES = {
+    "cuda": _Size(gemm=8192, buffer_bytes=128 * 2**20, repetitions=60, dtype=torch.bfloat16),
+    "cpu": _Size(gemm=256, buffer_bytes=2**18, repetitions=25, dtype=torch.float32),
+}
+
+
+def time_canary(world: "World", *, on_progress: Progress) -> dict[str, Spread]:
+    """Seconds of one repetition of each piece: median and quartiles. A collective: every rank calls it.
+
+    The same result on every rank. With one rank there is nothing to communicate, and only ``gemm``.
+    """
+    size = _SIZES[world.device.type]
+    found = {}
+    for index, (name, work) in enumerate(_pieces(size, world).items()):
+        found[name] = _spread(_time(work, size.repetitions, world))
+        on_progress("canary", index)
+    return found
+
+
+def _pieces(size: _Size, world: "World") -> dict[str, Callable[[], object]]:
+    """The work, on data that stays finite however often it is repeated."""
+    factor = torch.ones(size.gemm, size.gemm, dtype=size.dtype, device=world.device)
+    product = torch.empty_like(factor)
+    pieces: dict[str, Callable[[], object]] = {"gemm": lambda: torch.mm(factor, factor, out=product)}
+    if world.world_size == 1:
+        return pieces
+    assert dist.group.WORLD is not None, "the canary needs the launch's process group"
+    axis = Axis.from_group(dist.group.WORLD, "world")
+    rows = size.buffer_bytes // (factor.element_size() * world.world_size)
+    buffer = torch.zeros(world.world_size, rows, dtype=size.dtype, device=world.device)
+    pieces["all_reduce"] = lambda: all_reduce_(buffer, axis=axis, purpose="canary")
+    pieces["all_to_all"] = lambda: all_to_all_even(buffer, axis=axis, purpose="canary")
+    return pieces
+
+
+def _time(work: Callable[[], object], repetitions: int, world: "World") -> list[float]:
+    """Seconds of each repetition on its slowest rank, back to back; a first few are not timed."""
+    for _ in range(_WARM_UP):
+        work()
+    line_up(world)
+    times = _by_events if world.device.type == "cuda" else _by_host
+    return maximum_over_ranks(times(work, repetitions, world), world)
+
+
+def _by_events(work: Callable[[], object], repetitions: int, world: "World") -> list[float]:
+    work()  # fills the queue, so that the first repetition is not charged for an empty one
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    drain(world)
+    return [earlier.elapsed_time(later) * 1e-3 for earlier, later in pairwise(marks)]
+
+
+def _by_host(work: Callable[[], object], repetitions: int, _world: "World") -> list[float]:
+    marks = [time.perf_counter()]
+    for _ in range(repetitions):
+        work()
+        marks.append(time.perf_counter())
+    return [later - earlier for earlier, later in pairwise(marks)]
+
+
+def _spread(times_s: list[float]) -> Spread:
+    low, middle, high = quantiles(times_s, n=4, method="inclusive")
+    return Spread(median=middle, low=low, high=high)

@@ -1,0 +1,44 @@
+"""The canary on two gloo ranks and on one: each piece is timed, alike on all ranks, and its result is right."""
+
+import pytest
+import torch
+
+from epbench.measure import canary
+from epbench.measure.canary import time_canary
+from epbench.records import Spread
+from epbench.stacks.protocol import World
+from tests.measure.conftest import RunRanks
+
+
+def on_a_rank(*, world: World) -> tuple[dict[str, Spread], list[tuple[str, int]]]:
+    said: list[tuple[str, int]] = []
+    return time_canary(world, on_progress=lambda phase, index: said.append((phase, index))), said
+
+
+def test_two_ranks_agree_on_three_pieces(run_ranks: RunRanks) -> None:
+    (first, said), (second, _) = run_ranks(on_a_rank, 2)
+    assert first == second
+    assert list(first) == ["gemm", "all_reduce", "all_to_all"]
+    assert all(0 < spread.low <= spread.median <= spread.high for spread in first.values())
+    assert said == [("canary", 0), ("canary", 1), ("canary", 2)]
+
+
+def test_one_rank_has_nothing_to_communicate(world: World) -> None:
+    found, _ = on_a_rank(world=world)
+    assert list(found) == ["gemm"]
+
+
+def test_every_repetition_counts_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0])  # repetitions of 1, 2, 3, 4 and 5 seconds
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    runs = []
+    times = canary._time(lambda: runs.append(1), 5, world)
+    assert canary._spread(times) == Spread(median=3.0, low=2.0, high=4.0)
+    assert len(runs) == canary._WARM_UP + 5
+
+
+def test_data_stays_finite(world: World) -> None:
+    size = canary._Size(gemm=8, buffer_bytes=64, repetitions=1, dtype=torch.float32)
+    product = canary._pieces(size, world)["gemm"]()
+    assert isinstance(product, torch.Tensor)
+    assert torch.equal(product, torch.full((8, 8), 8.0))

@@ -1,0 +1,197 @@
+"""What NVML said, cut to the timed window: throttling in and outside it, what a driver cannot tell, a lost GPU."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from epbench.records import LaunchValue, Telemetry
+from epbench.runner import telemetry
+from epbench.runner.launched import measured
+from epbench.runner.outcome import judge
+from epbench.runner.ranklog import RankLog, RankTail
+from epbench.runner.server import ForkServer
+from epbench.runner.telemetry import (
+    History,
+    Sampler,
+    Tick,
+    energy_j_per_token,
+    sampling,
+    slowed_down,
+    telemetry_of,
+    timed_window,
+)
+from epbench.runner.watch import watch_launch
+from tests.runner.conftest import MEASURE, make_spec
+from tests.runner.fake_nvml import LOST, FakeNvml
+
+IDLE, CAP, HW, SW_HOT, HW_HOT, BRAKE = 0x1, 0x4, 0x8, 0x20, 0x40, 0x80
+WINDOW = (10.0, 20.0)
+
+
+def history(masks: dict[float, int], **constant: int) -> History:
+    """One GPU, sampled at the given times; its energy counter rises by 500 J a second, from 7 kJ."""
+    ticks = [
+        Tick(time_s, {"a": {"reasons": mask, "energy": int(7_000_000 + 500_000 * time_s)} | constant})
+        for time_s, mask in masks.items()
+    ]
+    return History(["a"], ticks)
+
+
+@pytest.mark.parametrize(
+    ("masks", "reason"),
+    [
+        ({9.0: HW_HOT, 10.5: 0, 15.0: 0, 19.0: 0, 21.0: HW_HOT}, None),  # outside the window only
+        ({9.0: 0, 12.0: CAP, 14.0: CAP, 18.0: CAP, 21.0: 0}, None),  # a power cap is no fault
+        ({9.0: 0, 12.0: IDLE, 21.0: 0}, None),
+        ({9.0: 0, 12.0: HW | HW_HOT, 14.0: 0, 16.0: 0, 18.0: 0, 21.0: 0}, "HW thermal slowdown for 25 %"),
+        ({9.0: 0, 12.0: SW_HOT, 14.0: SW_HOT, 21.0: 0}, "SW thermal slowdown for 100 %"),
+        ({9.0: 0, 12.0: HW | BRAKE, 14.0: CAP, 21.0: 0}, "HW power brake for 50 %"),
+        ({9.0: 0, 12.0: HW, 14.0: CAP, 21.0: 0}, "HW slowdown for 50 %"),
+        ({9.0: HW, 21.0: HW}, None),  # no sample within: nothing is claimed
+    ],
+)
+def test_only_heat_and_hardware_in_the_window_spoil_a_launch(masks: dict[float, int], reason: str | None) -> None:
+    found = slowed_down(telemetry_of(history(masks, temperature=87), WINDOW))
+    expected = None if reason is None else f"GPU 0 slowed down by {reason} of the timed window, 87 C"
+    assert found == expected
+
+
+def test_gauges_and_counters_in_their_units() -> None:
+    ticks = [
+        Tick(time_s, {"a": {"sm_clock": clock, "power": 650_000, "utilization": 98, "energy": energy, "reasons": mask}})
+        for time_s, clock, energy, mask in [
+            (9.0, 100, 1_000_000, 0),  # 500 W up to 11 s, then 600 W
+            (11.0, 1980, 2_000_000, CAP),
+            (15.0, 1900, 4_400_000, CAP),
+            (19.0, 1980, 6_800_000, 0),
+            (21.0, 100, 8_000_000, 0),
+        ]
+    ]
+    found = telemetry_of(History(["a"], ticks, cost=0.001), WINDOW)
+    (gpu,) = found.gpus
+    assert (found.window_s, found.interval_s, found.cost, gpu.samples) == (10.0, 3.0, 0.001, 3)
+    assert gpu.sm_clock_mhz is not None
+    assert (gpu.sm_clock_mhz.low, gpu.sm_clock_mhz.median, gpu.sm_clock_mhz.high) == (1900, 1980, 1980)
+    assert gpu.power_w is not None
+    assert gpu.power_w.median == 650
+    assert gpu.utilization is not None
+    assert gpu.utilization.high == 0.98
+    assert gpu.clock_reasons == {"SW power cap": pytest.approx(2 / 3)}
+    assert gpu.energy_j == pytest.approx(500 * 1 + 600 * 9)
+    assert energy_j_per_token(found, step_s=0.25, tokens_per_step=1000) == pytest.approx(590 * 0.25 / 1000)
+
+
+def test_what_is_not_supported_is_null_and_not_zero() -> None:
+    found = telemetry_of(history({9.0: 0, 15.0: 0, 21.0: 0}), WINDOW)
+    (gpu,) = found.gpus
+    unknown = {"sm_clock_mhz", "memory_clock_mhz", "power_w", "temperature_c", "utilization", "memory_used_bytes"}
+    unknown |= {"power_violation_s", "thermal_violation_s"}
+    assert {name for name, value in gpu.model_dump().items() if value is None} == unknown
+    nothing = telemetry_of(History(["a"], [Tick(t, {"a": {"sm_clock": 1}}) for t in (9.0, 15.0, 21.0)]), WINDOW)
+    assert nothing.gpus[0].clock_reasons is None
+    assert energy_j_per_token(nothing, step_s=1.0, tokens_per_step=1) is None
+    assert slowed_down(nothing) is None
+
+
+def test_a_counter_without_samples_on_both_sides_is_not_known() -> None:
+    assert telemetry_of(history({10.5: 0, 21.0: 0}), WINDOW).gpus[0].energy_j is None
+    assert telemetry_of(history({9.0: 0, 19.5: 0}), WINDOW).gpus[0].energy_j is None
+    assert telemetry_of(history({9.0: 0, 21.0: 0}), WINDOW).gpus[0].energy_j == pytest.approx(5000)
+
+
+def test_the_window_is_when_all_ranks_were_timing(tmp_path: Path) -> None:
+    tails = []
+    for rank, moments in enumerate([(10.0, 20.0), (11.0, 19.0), (9.0, 25.0)]):
+        lines: list[dict[str, Any]] = [
+            {"t": 1.0, "kind": "phase", "phase": "warmup"},
+            {"t": moments[0], "kind": "phase", "phase": "timing"},
+            {"t": moments[1], "kind": "result", "name": "timing", "value": {}},
+        ]
+        path = tmp_path / f"rank-{rank}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        tails.append(RankTail(path, rank))
+        assert timed_window(tails) is None
+        assert tails[-1].poll()
+    assert timed_window(tails) == (11.0, 19.0)
+    RankLog(tmp_path / "rank-2.jsonl").phase("timing")  # this rank never reported
+    silent = RankTail(tmp_path / "rank-2.jsonl", 2)
+    silent.poll()
+    assert timed_window([*tails[:2], silent]) is None
+
+
+def test_a_gpu_lost_on_the_way_is_named_and_left_alone() -> None:
+    nvml = FakeNvml(a=[{"reasons": 0}], b=[{"reasons": 0}, LOST, {"reasons": HW_HOT}])
+    sampler = Sampler(nvml, ["a", "b"])
+    for _ in range(4):
+        sampler.sample()
+    assert [sorted(tick.gpus) for tick in sampler.history.ticks] == [["a", "b"], ["a"], ["a"], ["a"]]
+    assert sampler.history.loss == "the driver lost GPU 1"
+    assert nvml.asked.count(("reasons", "b")) == 2
+
+
+def test_a_question_without_an_answer_is_asked_once() -> None:
+    nvml = FakeNvml(a=[{"reasons": 0, "sm_clock": 1980}])
+    sampler = Sampler(nvml, ["a"])
+    for _ in range(3):
+        sampler.sample()
+    counts = {what: nvml.asked.count((what, "a")) for what in ("reasons", "sm_clock", "energy", "thermal_violation")}
+    assert counts == {"reasons": 3, "sm_clock": 3, "energy": 1, "thermal_violation": 1}
+
+
+def test_a_long_launch_is_thinned_and_a_slow_driver_is_asked_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "MOST_TICKS", 8)
+    clock = iter(range(100))
+    monkeypatch.setattr(time, "thread_time", lambda: next(clock) * 0.002)
+    sampler = Sampler(FakeNvml(a=[{"reasons": 0}]), ["a"])
+    for _ in range(7):
+        sampler.sample()
+    assert sampler.pause_s == pytest.approx(0.4)  # 2 ms a tick at 0.5 % of a core
+    sampler.sample()
+    assert len(sampler.history.ticks) == 4
+    for _ in range(4):
+        sampler.sample()
+    assert len(sampler.history.ticks) == 4
+    assert sampler.pause_s == pytest.approx(0.8)
+
+
+def test_nothing_is_sampled_without_a_driver(tmp_path: Path) -> None:
+    with sampling(None, ["a"], tmp_path) as without_driver, sampling(FakeNvml(), [], tmp_path) as without_gpu:
+        assert without_driver is without_gpu is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def watched(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[LaunchValue, Path]:
+    """A real launch on two gloo ranks, beside which one GPU stays well and the other is slowed down throughout."""
+    directory = tmp_path_factory.mktemp("launch")
+    well = {"reasons": CAP, "temperature": 60, "energy": 1_000_000}
+    hot = {"reasons": HW | HW_HOT, "temperature": 91, "energy": 1_000_000}
+    steps = MEASURE.model_copy(update={"min_steps": 800, "max_steps": 800})  # about a second
+    spec = make_spec(directory, "good", measure=steps)
+    with sampling(FakeNvml(a=[well], b=[hot]), ["a", "b"], spec.directory) as sampler:
+        end = watch_launch(server, spec, interrupted=lambda: False, on_progress=lambda _: None)
+    assert sampler is not None
+    record = measured(end, judge(end), environment="e", history=sampler.history)
+    assert record.value is not None, (directory / "stderr.log").read_text()
+    return record.value, directory
+
+
+def test_a_launch_on_a_hot_gpu_is_invalid(watched: tuple[LaunchValue, Path]) -> None:
+    value, _ = watched
+    assert not value.valid
+    assert value.invalid_reason == "GPU 1 slowed down by HW thermal slowdown for 100 % of the timed window, 91 C"
+    assert isinstance(value.telemetry, Telemetry)
+    assert [gpu.samples > 0 for gpu in value.telemetry.gpus] == [True, True]
+    assert value.energy_j_per_token == 0.0  # a counter that stands still is an answer
+
+
+def test_samples_of_a_launch_are_kept_beside_it(watched: tuple[LaunchValue, Path]) -> None:
+    value, directory = watched
+    ticks = [json.loads(line) for line in (directory / telemetry.FILE).read_text().splitlines()]
+    assert all(tick["gpus"]["b"]["temperature"] == 91 for tick in ticks)
+    assert ticks == sorted(ticks, key=lambda tick: tick["t"])
+    assert value.telemetry is not None
+    assert 0 < value.telemetry.cost < 0.05
