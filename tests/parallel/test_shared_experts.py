@@ -1,4 +1,4 @@
-"""The styles alone, on a layer with shared experts: every weight's gradient, and AdamW's step of the gate, as on one rank."""
+"""The styles alone, on a layer with shared experts: every gradient, and AdamW's step of the gate, as on one rank."""
 
 import torch
 import torch.distributed as dist
