@@ -10,8 +10,8 @@ rounds otherwise would choose another expert and change everything after it, so 
 to it. What is left is rounding, and is held to ``OWN_DTYPE_BOUNDS``.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Literal
 
@@ -87,25 +87,30 @@ def shrink(cell: Cell) -> Cell:
 
 @dataclass(frozen=True)
 class _Errors:
+    """Relative errors of one rank, or of the worst; None: not judged."""
+
     loss: float
-    step: float
+    step: float | None
     norm: float | None
     gradient: float | None
-    worst: str | None
+    worst: str | None  # the parameter of ``gradient``
 
     @property
     def largest(self) -> float:
         values = [x for x in (self.loss, self.step, self.norm, self.gradient) if x is not None]
         return max(x if isfinite(x) else float("inf") for x in values)
 
+    def within(self, *, loss_bound: float, norm_bound: float, grad_bound: float) -> bool:
+        """Whether each error keeps to its own bound."""
+        pairs = ((self.loss, loss_bound), (self.norm, norm_bound), (self.gradient, grad_bound))
+        return all(error is None or error <= bound for error, bound in pairs)  # NaN is not
+
 
 def _relative(value: float, reference: float) -> float:
     return abs(value - reference) / max(abs(reference), 1e-30)
 
 
-def _gradient_errors(
-    step: Step, reference: ReferenceStep, *, error: "GradientError | None" = None
-) -> Iterator[tuple[float, str]]:
+def _gradient_errors(step: Step, reference: ReferenceStep, error: "GradientError") -> Iterator[tuple[float, str]]:
     gradients = step.named_full_gradients()
     if gradients is None:
         return
@@ -116,7 +121,7 @@ def _gradient_errors(
         if expected is None or expected.shape != gradient.shape:  # a foreign stack of another model
             yield float("inf"), name
         else:
-            yield (error or _largest_error)(gradient.float(), expected, rounding), name
+            yield error(gradient.float(), expected, rounding), name
         missing.discard(name)
     yield from ((float("inf"), name) for name in sorted(missing))
 
@@ -148,19 +153,25 @@ def _item(x: Tensor) -> float:
     return value if isfinite(value) else float("inf")
 
 
-def _errors(cell: Cell, world: World, case: "_Case", *, scope: str) -> _Errors:
-    batch, reference = case.batch, case.reference
-    step = load_stack(cell.train.stack)(cell, world)
+def _first_errors(step: Step, batch: Batch, reference: ReferenceStep, *, error: "GradientError", scope: str) -> _Errors:
+    """Of the first step of ``step``; the loss after it is not judged yet."""
     loss, norm = _item(step.run(batch)), step.grad_norm()
-    gradients = list(_gradient_errors(step, reference)) if scope == "full" else []
+    gradients = list(_gradient_errors(step, reference, error)) if scope == "full" else []
     worst, name = max(gradients, default=(None, None), key=lambda pair: pair[0] or 0.0)
     return _Errors(
         loss=_relative(loss, reference.loss),
-        step=_relative(_item(step.run(batch)), reference.next_loss),
+        step=None,
         norm=None if norm is None else _relative(_item(norm), reference.norm),
         gradient=worst,
         worst=name,
     )
+
+
+def _errors(cell: Cell, world: World, case: "_Case", *, scope: str) -> _Errors:
+    step = load_stack(cell.train.stack)(cell, world)
+    errors = _first_errors(step, case.batch, case.reference, error=_largest_error, scope=scope)
+    after = _relative(_item(step.run(case.batch)), case.reference.next_loss)
+    return _worst_over_ranks(replace(errors, step=after))
 
 
 @dataclass(frozen=True)
@@ -178,17 +189,8 @@ def _own_dtype(cell: Cell, world: World, case: _Case, *, scope: str) -> OwnDtype
     step = load_stack(cell.train.stack)(cell, world)
     if not getattr(step, "obeys_expert_ids", False):
         return None
-    loss, norm = _item(step.run(case.batch._replace(expert_ids=case.reference.expert_ids))), step.grad_norm()
-    gradients = list(_gradient_errors(step, case.reference, error=_norm_error)) if scope == "full" else []
-    worst, name = max(gradients, default=(None, None), key=lambda pair: pair[0] or 0.0)
-    errors = _Errors(
-        loss=_relative(loss, case.reference.loss),
-        step=0.0,
-        norm=None if norm is None else _relative(_item(norm), case.reference.norm),
-        gradient=worst,
-        worst=name,
-    )
-    errors = _worst_over_ranks(errors)
+    batch = case.batch._replace(expert_ids=case.reference.expert_ids)
+    errors = _worst_over_ranks(_first_errors(step, batch, case.reference, error=_norm_error, scope=scope))
     return OwnDtypeRecord(
         dtype=cell.train.compute_dtype,
         loss_error=errors.loss,
@@ -196,21 +198,30 @@ def _own_dtype(cell: Cell, world: World, case: _Case, *, scope: str) -> OwnDtype
         worst_parameter=errors.worst,
         norm_error=errors.norm,
         **OWN_DTYPE_BOUNDS,
-        passed=all(
-            isfinite(error) and error <= OWN_DTYPE_BOUNDS[bound]
-            for error, bound in (
-                (errors.loss, "loss_bound"),
-                (errors.norm or 0.0, "norm_bound"),
-                (errors.gradient or 0.0, "grad_bound"),
-            )
-        ),
+        passed=errors.within(**OWN_DTYPE_BOUNDS),
     )
 
 
+def _worst(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max((value if isfinite(value) else float("inf") for value in known), default=None)
+
+
 def _worst_over_ranks(errors: _Errors) -> _Errors:
-    every: list[_Errors | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, errors)
-    return max((each for each in every if each is not None), key=lambda each: each.largest)
+    """Each error on the rank where it is worst: with bounds of their own, a large one must not hide another's."""
+    gathered: list[_Errors | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, errors)
+    every = [each for each in gathered if each is not None]
+    gradient = _worst(each.gradient for each in every)
+    loss = _worst(each.loss for each in every)
+    assert loss is not None, "every rank has a loss"
+    return _Errors(
+        loss=loss,
+        step=_worst(each.step for each in every),
+        norm=_worst(each.norm for each in every),
+        gradient=gradient,
+        worst=next((each.worst for each in every if each.gradient == gradient), None),
+    )
 
 
 def verify_cell(cell: Cell, world: World, *, scope: Literal["full", "loss"] = "full", tolerance: float) -> VerifyRecord:
@@ -230,8 +241,8 @@ def verify_batch(
         torch.set_float32_matmul_precision("highest")
     small = shrink(cell)
     case = _Case(batch, reference_step(small, batch, world.device))
-    errors = _worst_over_ranks(_errors(small, world, case, scope=scope))
-    in_own_dtype = {"compute_dtype": cell.train.compute_dtype}
+    errors = _errors(small, world, case, scope=scope)
+    in_own_dtype = {"compute_dtype": cell.train.compute_dtype, "reduce_dtype": cell.train.reduce_dtype}
     own = _own_dtype(
         small.model_copy(update={"train": small.train.model_copy(update=in_own_dtype)}), world, case, scope=scope
     )

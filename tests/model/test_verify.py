@@ -1,5 +1,7 @@
 """What verification runs: a shrunk cell that is still the case that is measured, judged by what matters."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,8 +9,9 @@ import torch.distributed as dist
 from epbench.cells import PRESETS, Cell, ModelSpec, TrainSpec
 from epbench.layout import Layout, legal_layouts, violations
 from epbench.records import VerifyRecord
-from epbench.runner.verify import EXPERT_SCALE, shrink, verify_cell
-from epbench.stacks.protocol import World
+from epbench.runner import verify
+from epbench.runner.verify import EXPERT_SCALE, OWN_DTYPE_BOUNDS, shrink, verify_cell
+from epbench.stacks.protocol import BuildStack, Step, World, load_stack
 from tests.ranks import run_on_ranks
 
 TRAIN = TrainSpec(seq_len=4096, global_batch_size=256, micro_batch_size=1, compute_dtype="bf16")
@@ -136,3 +139,38 @@ def test_a_gradient_that_is_nothing_but_rounding_is_not_an_error(normalise: bool
     cell = Cell(layout=Layout(dp_shard=2, ep=2), model=model, train=TrainSpec(seq_len=32))
     for record in run_on_ranks(2, _verify, cell):
         assert record.passed, record
+
+
+def _verified_dtypes(cell: Cell) -> list[tuple[str, str]]:
+    """(compute, reduction) of the steps that verification builds."""
+    dtypes: list[tuple[str, str]] = []
+
+    def recorded(name: str) -> BuildStack:
+        def build(built: Cell, world: World) -> Step:
+            dtypes.append((built.train.compute_dtype, built.train.reduce_dtype))
+            return load_stack(name)(built, world)
+
+        return build
+
+    with patch.object(verify, "load_stack", recorded):
+        _verify(cell)
+    return dtypes
+
+
+def test_the_cell_is_verified_in_fp32_and_in_both_of_its_own_dtypes() -> None:
+    train = TrainSpec(seq_len=32, compute_dtype="bf16", reduce_dtype="bf16")
+    cell = Cell(layout=Layout(dp_shard=2), train=train)
+    assert run_on_ranks(2, _verified_dtypes, cell) == [[("fp32", "fp32"), ("bf16", "bf16")]] * 2
+
+
+def _worst_of_two() -> verify._Errors:
+    """Rank 0 is a little off in a gradient, which is allowed; rank 1 in the loss, which is not."""
+    mine = verify._Errors(loss=0.0, step=None, norm=None, gradient=3e-2, worst="gate")
+    theirs = verify._Errors(loss=5e-3, step=None, norm=None, gradient=1e-2, worst="norm")
+    return verify._worst_over_ranks(theirs if dist.get_rank() else mine)
+
+
+def test_an_error_that_is_allowed_hides_none_of_another_rank_that_is_not() -> None:
+    for worst in run_on_ranks(2, _worst_of_two):
+        assert worst == verify._Errors(loss=5e-3, step=None, norm=None, gradient=3e-2, worst="gate")
+        assert not worst.within(**OWN_DTYPE_BOUNDS)
