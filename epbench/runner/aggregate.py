@@ -148,6 +148,9 @@ def _details(launches: Sequence[LaunchRecord]) -> dict[str, object]:
         "memory_bytes": detailed.memory.memory_bytes,
         "expert_load": detailed.expert_load,
         "breakdown_s": detailed.breakdown,
+        "breakdown_per_rank_s": detailed.breakdown_per_rank,
+        "kernels_s": detailed.kernels_s,
+        "unclassified_share": detailed.unclassified_share,
         "collectives": detailed.collectives,
         "all_to_all": [row for row in detailed.collectives if row.op == "all_to_all"],
     }

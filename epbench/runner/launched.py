@@ -15,7 +15,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from epbench.cells import Cell, Frozen, MeasureSpec, digest
-from epbench.errors import RunError
 from epbench.records import (
     PROTOCOL_VERSION,
     SCHEMA_VERSION,
@@ -30,6 +29,7 @@ from epbench.records import (
 )
 from epbench.runner.outcome import Verdict
 from epbench.runner.telemetry import History, energy_j_per_token, slowed_down, telemetry_of, timed_window
+from epbench.runner.traced import traced
 from epbench.runner.watch import LaunchEnd
 from epbench.store import read_record, write_atomically
 
@@ -68,6 +68,9 @@ class LaunchRecord(Frozen):
     expert_load: ExpertLoad | None = None
     collectives: list[CollectiveRow] = Field(default_factory=list)
     breakdown: Breakdown = Breakdown()
+    breakdown_per_rank: list[Breakdown] = Field(default_factory=list)
+    kernels_s: dict[str, float] = Field(default_factory=dict)
+    unclassified_share: float | None = None
     note: str | None = Field(None, description="what could not be looked at, and why; the value stands")
     verify: VerifyRecord | None = None
 
@@ -144,25 +147,9 @@ def _timed(end: LaunchEnd, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if end.spec.detailed:
         found["memory"] = _peak_memory([result["memory"] for result in results])
         found["expert_load"] = ExpertLoad.model_validate(results[0]["expert_load"])
-        traced = _traced(end.spec.trace_directory, steps=end.spec.measure.trace_steps)
-        found["value"] = value.model_copy(update={"device_work_s": traced.pop("device_work_s", None)})
-        found |= traced
+        found |= traced(end.spec)
+        found["value"] = value.model_copy(update={"device_work_s": found.pop("device_work_s", None)})
     return found
-
-
-def _traced(directory: Path, *, steps: int) -> dict[str, Any]:
-    """What the traces tell, read once for all of it."""
-    from epbench.analysis.breakdown import device_time_of
-    from epbench.analysis.collectives import rows_of
-    from epbench.analysis.trace import read_traces
-
-    try:
-        traces = read_traces(directory, steps=steps)
-        device = device_time_of(traces, steps=steps)
-        rows = rows_of(traces, steps=steps)
-    except RunError as error:  # a damaged trace is no reason to lose the step time
-        return {"note": f"no collectives: {error}"}
-    return {"collectives": rows, "breakdown": device.breakdown, "device_work_s": device.device_work_s}
 
 
 def _value(end: LaunchEnd, timings: Sequence[dict[str, Any]]) -> LaunchValue:
