@@ -14,7 +14,7 @@ import msgspec
 
 from epbench.errors import RunError
 
-__all__ = ["Document", "Event", "Ids", "ids_of", "load", "mapping_of"]
+__all__ = ["Document", "Event", "correlation_of", "load", "mapping_of"]
 
 
 class Event(msgspec.Struct, gc=False):
@@ -29,11 +29,8 @@ class Event(msgspec.Struct, gc=False):
     args: msgspec.Raw = msgspec.Raw()
 
 
-class Ids(msgspec.Struct, gc=False):
-    """What ties a kernel to its launch, and the stream that it ran on."""
-
+class _Ids(msgspec.Struct, gc=False):
     correlation: int | None = None
-    stream: int | str | None = None
 
 
 class Document(msgspec.Struct):
@@ -56,9 +53,9 @@ def load(path: Path) -> Document:
         raise RunError(f"{path}: not a readable trace ({error}); run the cell again") from error
 
 
-def ids_of(event: Event) -> Ids:
-    """The ids among an event's arguments; raises ValueError if they are not ids."""
-    return msgspec.json.decode(event.args, type=Ids) if event.args else Ids()
+def correlation_of(event: Event) -> int | None:
+    """The number that a kernel shares with its launch; raises ValueError if it is none."""
+    return msgspec.json.decode(event.args, type=_Ids).correlation if event.args else None
 
 
 def mapping_of(event: Event) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from epbench.analysis.columns import Kernels, Spans, kernel_kinds, own_time
-from epbench.analysis.events import Document, Event, ids_of, load, mapping_of
+from epbench.analysis.events import Document, Event, correlation_of, load, mapping_of
 from epbench.analysis.kinds import is_communication
 from epbench.errors import RunError
 from epbench.labels import CommLabel
@@ -181,9 +181,9 @@ def _spans(events: Sequence[Event]) -> Spans:
 def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
     """Kernels in order of start, each with the launch that its correlation id names."""
     device = sorted(device, key=lambda event: event.ts)
-    launched = {ids_of(event).correlation: event for event in launching}
-    ids = [ids_of(event) for event in device]
-    launches = [launched.get(one.correlation) if one.correlation is not None else None for one in ids]
+    launched = {correlation_of(event): event for event in launching}
+    ids = [correlation_of(event) for event in device]
+    launches = [launched.get(one) if one is not None else None for one in ids]
     spans = _spans(device)
     moves = [is_communication(name) for name in spans.names]
     return Kernels(
@@ -194,7 +194,7 @@ def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
         end_s=spans.end_s,
         launch_s=np.array([np.nan if one is None else one.ts * _US for one in launches], dtype=np.float64),
         thread=np.array([-1 if one is None else _thread(one.tid) for one in launches], dtype=np.int64),
-        stream=np.array([one.stream if isinstance(one.stream, int) else -1 for one in ids], dtype=np.int64),
+        stream=spans.thread,  # the lane of a kernel is its stream
         args={place: mapping_of(device[place]) for place, name in enumerate(spans.name.tolist()) if moves[name]},
     )
 

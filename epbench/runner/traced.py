@@ -1,0 +1,42 @@
+"""What the traces of one launch tell, read once for all of it, and one merged trace for people.
+
+A trace that cannot be read is no reason to lose the step time: the launch keeps it, with a note that says why it
+has no collectives and no breakdown.
+"""
+
+from typing import Any
+
+from epbench.errors import RunError
+from epbench.runner.spec import LaunchSpec
+
+__all__ = ["traced"]
+
+
+def traced(spec: LaunchSpec) -> dict[str, Any]:
+    """Fields of a launch's record, and ``device_work_s``; only a ``note`` if the traces cannot be used.
+
+    Also writes ``trace.json.gz`` beside the cell's launches: of the last launch that was looked at closely, which
+    is the first one that is valid.
+    """
+    from epbench.analysis.breakdown import device_time_of
+    from epbench.analysis.collectives import rows_of
+    from epbench.analysis.merged import rank_name, write_merged
+    from epbench.analysis.reading import read_traces
+
+    steps = spec.measure.trace_steps
+    try:
+        traces = read_traces(spec.trace_directory, steps=steps)
+        device = device_time_of(traces, steps=steps)
+        rows = rows_of(traces, steps=steps)
+        names = [rank_name(trace.rank, spec.cell.layout) for trace in traces]
+        write_merged(traces, spec.directory.parent / "trace.json.gz", names=names)
+    except RunError as error:
+        return {"note": f"no collectives: {error}"}
+    return {
+        "collectives": rows,
+        "breakdown": device.breakdown,
+        "breakdown_per_rank": list(device.per_rank),
+        "kernels_s": device.kernels_s,
+        "unclassified_share": device.unclassified_share,
+        "device_work_s": device.device_work_s,
+    }
