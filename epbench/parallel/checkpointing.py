@@ -5,10 +5,11 @@ token and the exchanged counts: were these computed again, a score that rounds o
 ranks that disagree about split sizes hang (facts 4.7). Compiled code runs the same graph twice on the same inputs
 instead; tagging the graph would wrap attention in reads of the random state, which it does not use.
 
-``selective`` keeps by operator: what communication brought, what attention gave, and the choice; it computes
-again what is cheap beside them, the gate's product among it. No all-to-all runs a third time. In eager code this
-is torch's policy by operator, whose dispatch mode costs host time on every operator; compiled code takes the same
-policy as tags of its graph.
+``selective`` keeps by operator: what all-to-alls brought and reduce-scatters summed, what attention gave, and the
+choice; it computes again what is cheap beside them, the gate's product among it, and gathers tp's sequence again,
+which would be n times as large to keep. No all-to-all runs a third time. In eager code this is torch's policy by
+operator, whose dispatch mode costs host time on every operator; compiled code takes the same policy as tags of its
+graph.
 """
 
 from collections.abc import Callable

@@ -1,14 +1,14 @@
 """torch.compile of every block, in the largest pieces that FSDP leaves whole.
 
 Where FSDP gathers a block's weights before the block and nothing happens inside it, the **whole block** is one
-graph. Where the experts are an FSDP
-unit of their own (``nested``, see :mod:`epbench.parallel.data`), their hooks must run in eager code in the middle
-of the block; then three **pieces** are compiled and woven around the hooks: up to the experts, the experts, and
-from them on. Which it is follows from the layout and from what FSDP2 of this torch can do, and is recorded.
+graph. Where the experts are an FSDP unit of their own (``nested``, see :mod:`epbench.parallel.data`), their hooks
+must run in eager code in the middle of the block; then three **pieces** are compiled and woven around the hooks: up
+to the experts, the experts, and from them on. Which it is follows from the layout and from what FSDP2 of this torch
+can do, and is recorded.
 
 Either way each graph is whole (``fullgraph``): a graph break is an error and not a slow-down. The number of
 routed rows changes in every step. Inside a graph it is an unknown size that the dispatch op introduces; where it
-enters a piece its dim is marked dynamic. So no count causes a recompile.
+enters a piece its dim is marked dynamic. So no count causes a recompile, but for a piece's first time without rows.
 
 All ranks compile the same graphs. On GPU machines, with their many cores, they do so side by side. Ranks on CPU
 share its few cores, so there one compiles at a time and the others find its result in the cache: half the time

@@ -31,7 +31,7 @@ from epbench.model.decoder import Block, Decoder
 from epbench.parallel import compat
 from epbench.parallel.mesh import ParallelDims
 
-__all__ = ["Holding", "apply_fsdp", "holding"]
+__all__ = ["DTYPES", "Holding", "apply_fsdp", "holding"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Holding = Literal["alone", "joined", "nested"]
