@@ -10,6 +10,8 @@ from epbench.errors import CheckpointError, LayoutError, ScenarioError
 from epbench.files import real_path
 from epbench.hf_config import weight_files
 from epbench.layout import Layout, legal_layouts, parse_slug, violations
+from epbench.routing_file import check_routing_file
+from epbench.routing_kinds import impossible_routing, routing_kind
 from epbench.scenario_file import Document
 from epbench.scenario_matrix import (
     MAX_CELLS,
@@ -58,6 +60,7 @@ def plan_cells(document: Document) -> tuple[PlannedCell, ...]:
         settings = include_settings(block, where=place)
         rows += _limited((row for setting in settings for row in _rows(document, setting, where=place)), where=where)
     _check_files(rows, where=where)
+    _check_routings(rows, where=where)
     return tuple(_one_row_a_cell(rows, where=where))
 
 
@@ -78,6 +81,21 @@ def _check_files(rows: list[PlannedCell], *, where: str) -> None:
                 check_token_file(Path(data), seq_len=seq_len, global_batch_size=batch, vocab_size=vocab_size)
     except ScenarioError as error:
         raise ScenarioError(f"{where}: train.data: {error}") from None
+
+
+def _check_routings(rows: list[PlannedCell], *, where: str) -> None:
+    """Raise ScenarioError for a file of expert ids that cannot be replayed; each is read once a model and batch."""
+    models = {}
+    for cell in (row.cell for row in rows):
+        sizes = (cell.model.num_moe_layers, cell.model.num_experts, cell.model.num_experts_per_tok)
+        models[cell.routing, sizes, cell.train.global_batch_size, cell.train.seq_len] = cell
+    for cell in models.values():
+        kind, path = routing_kind(cell.routing)
+        if kind == "replay":
+            try:
+                check_routing_file(Path(path), cell.model, cell.train)
+            except ScenarioError as error:
+                raise ScenarioError(f"{where}: routing: {error}") from None
 
 
 def _limited(rows: Iterable[PlannedCell], *, where: str) -> list[PlannedCell]:
@@ -114,8 +132,8 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
     check_stack(train.stack, where=where)
     _refuse_fixed(base, setting, where=where)
     train, reasons = _on_device(train, setting, device=document.device)
-    routing = canonical_routing(merged.get("routing", "natural"), where=where)
-    later = (not_yet(key, value) for key, value in (setting | {"routing": routing}).items())
+    routing = _with_file(canonical_routing(merged.get("routing", "natural"), where=where), document)
+    later = (not_yet(key, value) for key, value in setting.items())
     reasons += [reason for reason in later if reason]
     mode = canonical_mode(merged.get("mode", "eager"), where=where)
     fixed = "world_size" not in setting and document.fixed_world
@@ -128,7 +146,8 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
             train=train,
             expect=_expect(merged.get("expect", "ok"), where=where),
         )
-        broken = violations(layout, world_size=world_size, model=model, train=train) + unsupported(cell)
+        broken = violations(layout, world_size=world_size, model=model, train=train)
+        broken += impossible_routing(cell) + unsupported(cell)
         yield PlannedCell(cell, "; ".join(reasons + broken) or None, world_size)
 
 
@@ -141,6 +160,17 @@ def _with_tokens(train: TrainSpec, document: Document) -> TrainSpec:
     except ScenarioError as error:
         raise ScenarioError(f"{document.where}: train.data: {error}") from None
     return train.model_copy(update={"data": str(path)})
+
+
+def _with_file(routing: str, document: Document) -> str:
+    """``routing``, a file to be replayed as a path that ranks can open, wherever they are started."""
+    kind, file = routing_kind(routing)
+    if kind != "replay":
+        return routing
+    try:
+        return f"replay:{real_path(document.path.parent / file, error=ScenarioError)}"
+    except ScenarioError as error:
+        raise ScenarioError(f"{document.where}: routing: {error}") from None
 
 
 def _part(setting: Setting, table: str) -> dict[str, Any]:

@@ -53,7 +53,6 @@ _SIZES = (  # what describes a model when no preset does
     "vocab_size",
 )
 _BUILT: dict[str, tuple[object, ...]] = {
-    "routing": ("natural", "round_robin"),
     "train.compute_dtype": ("fp32", "bf16"),
     "train.master_dtype": ("fp32",),
     "train.activation_checkpointing": ("none", "full", "selective"),
@@ -129,7 +128,7 @@ def _known(table: dict[str, Any], known: tuple[str, ...], *, where: str, prefix:
 
 
 def not_yet(key: str, value: object) -> str | None:
-    """Why ``value`` of ``key`` (``train.dispatcher``, ``routing``, ...) is not built; None if it is."""
+    """Why ``value`` of ``key`` (``train.dispatcher``, ...) is not built; None if it is."""
     if key not in _BUILT or value in _BUILT[key]:
         return None
     exists = either(_toml(item) for item in _BUILT[key])

@@ -26,7 +26,6 @@ _REQUIRES = MappingProxyType({"transformers": ("transformers", "pip install 'epb
 
 _TRANSFORMERS: MappingProxyType[str, tuple[object, ...]] = MappingProxyType(
     {
-        "routing": ("natural", "round_robin"),
         "model.scoring_func": ("softmax",),
         "model.routed_scaling_factor": (1.0,),
         "model.n_group": (1,),

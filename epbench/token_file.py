@@ -7,9 +7,9 @@ the end of the file is its beginning again. So a step's tokens depend on the sce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epbench.array_file import open_integers
 from epbench.cells import TrainSpec
 from epbench.errors import ScenarioError
-from epbench.files import refuse_irregular
 from epbench.packing import NUM_BATCHES
 from epbench.wording import place
 
@@ -21,23 +21,7 @@ __all__ = ["check_token_file", "open_tokens", "token_rows"]
 
 def open_tokens(path: Path | str) -> "np.ndarray[Any, Any]":
     """The array in a .npy file, mapped; raises ScenarioError if it is not one dimension of integers."""
-    from tokenize import TokenError
-
-    import numpy as np
-    from numpy.lib.format import open_memmap
-
-    try:
-        refuse_irregular(Path(path), error=ScenarioError)
-        with np.errstate(over="ignore"):  # of a length that no file has
-            tokens: np.ndarray[Any, Any] = open_memmap(path, mode="r")
-    except OSError as error:
-        raise ScenarioError(f"{place(path)}: cannot be read: {(error.strerror or 'unknown error').lower()}") from None
-    except (ValueError, OverflowError, TokenError):  # the header is parsed as Python
-        raise ScenarioError(f"{place(path)}: is not a NumPy array of token ids (numpy.save writes one)") from None
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        found = f"{tokens.ndim} dimensions of {tokens.dtype}"
-        raise ScenarioError(f"{place(path)}: token ids must be one dimension of integers, not {found}")
-    return tokens
+    return open_integers(path, what="token ids", ndim=1)
 
 
 def token_rows(tokens: "np.ndarray[Any, Any]", train: TrainSpec, *, step: int) -> "np.ndarray[Any, Any]":

@@ -256,14 +256,28 @@ def test_what_is_not_built_is_refused_when_fixed_and_skipped_on_an_axis(write: W
     assert len({it.cell.id for it in scenario.planned}) == 2
 
 
-def test_routings_that_are_not_built_are_skipped_rows_with_harmless_ids(write: Write) -> None:
-    routings = ["round_robin", "uniform", "zipf:1.20", "hot_rank:0.5", "replay:../../etc/pass wd"]
-    scenario = load_scenario(write(f'{HEAD}[matrix]\nlayout = "dp4"\nrouting = {routings}\n'))
-    assert [it.skip_reason is None for it in scenario.planned] == [True, False, False, False, False]
-    assert scenario.planned[2].cell.routing == "zipf:1.2"
+def test_routings_are_written_one_way_and_have_harmless_ids(write: Write) -> None:
+    routings = ["round_robin", "uniform", "zipf:1.20", "hot_rank:0.50"]
+    scenario = load_scenario(write(f'{HEAD}[matrix]\nlayout = "ep2"\nrouting = {routings}\n'))
+    assert [it.cell.routing for it in scenario.planned] == ["round_robin", "uniform", "zipf:1.2", "hot_rank:0.5"]
     for row in scenario.planned:
+        assert row.skip_reason is None
         assert set(row.cell.id) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-"), row.cell.id
         assert ".." not in row.cell.id
+
+
+@pytest.mark.parametrize(
+    ("layout", "routing", "reason"),
+    [
+        ("dp4", "hot_rank:0.5", "rank 0 of ep = 1 holds 8 of 8 experts, so 1 of the copies can go there"),
+        ("ep8-dp8", "hot_rank:0.75", "rank 0 of ep = 8 holds 1 of 8 experts, so 0 to 0.5 of the copies can go there"),
+    ],
+)
+def test_a_hot_rank_that_cannot_be_is_a_skipped_row(write: Write, layout: str, routing: str, reason: str) -> None:
+    text = HEAD.replace("world_size = 4", "world_size = 8") if "8" in layout else HEAD
+    batch = "[train]\nglobal_batch_size = 8\n"
+    scenario = load_scenario(write(f'{text}{batch}[matrix]\nlayout = "{layout}"\nrouting = "{routing}"\n'))
+    assert [it.skip_reason for it in scenario.planned] == [f"routing {routing}: {reason}"]
 
 
 # ---- devices ----

@@ -20,7 +20,7 @@ from epbench.model.init import init_weights
 from epbench.model.mlp import DenseMLP
 from epbench.model.moe import MoE
 from epbench.model.router import Router
-from epbench.parallel.routing import FORCED
+from epbench.parallel.routing import forced_ids
 from epbench.stacks.protocol import Batch
 
 __all__ = ["LoopMoE", "PlainRouter", "Reference", "ReferenceStep", "reference_step"]
@@ -141,12 +141,11 @@ def _build(cell: Cell, device: torch.device) -> Decoder:
     with torch.device(device):
         model = Decoder(spec)
     init_weights(model, seed=cell.train.seed, std=spec.initializer_range, expert_scale=spec.expert_initializer_scale)
-    if cell.routing in FORCED:
-        positions = torch.arange(cell.train.seq_len, device=device).repeat(cell.train.global_batch_size)
-        for block in model.layers:
-            if isinstance(block, Block) and block.moe is not None:
-                forced = FORCED[cell.routing](positions, spec.num_experts, spec.num_experts_per_tok)
-                block.moe.router.forced_ids = forced
+    if cell.routing != "natural":
+        whole = {"rows": range(cell.train.global_batch_size), "positions": range(cell.train.seq_len)}
+        moes = (block.moe for block in model.layers if isinstance(block, Block))
+        for layer, moe in enumerate(moe for moe in moes if moe is not None):
+            moe.router.forced_ids = forced_ids(cell, layer=layer, **whole, device=device).flatten(0, 1)
     return model
 
 

@@ -17,7 +17,7 @@ from epbench.cells import Cell
 from epbench.errors import ScenarioError
 from epbench.stack_support import check_stack, require_installed, stack_path
 
-__all__ = ["Batch", "BuildStack", "Step", "StepDescription", "World", "load_stack"]
+__all__ = ["Batch", "BuildStack", "ObservableStep", "Step", "StepDescription", "World", "load_stack"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,17 @@ class Step(Protocol):
         Of the last micro-batch of the last ``run``.
         """
         ...
+
+
+@runtime_checkable
+class ObservableStep(Protocol):
+    """A step whose routing can be recorded.
+
+    ``on_micro_batch(rows, positions)``, if it is set, is called in ``run`` after the backward of every micro-batch,
+    when ``expert_ids()`` are those of these rows of the global batch and these positions, row by row.
+    """
+
+    on_micro_batch: Callable[[range, range], None] | None
 
 
 BuildStack = Callable[[Cell, World], Step]

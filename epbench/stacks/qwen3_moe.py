@@ -1,6 +1,6 @@
 """Our own training stack behind the stack protocol: Qwen3-MoE in any legal layout, one optimizer step at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from epbench.parallel.communication import all_reduce_
 from epbench.parallel.gradients import clip_, local_gradients, sum_of_squares, whole_gradient
 from epbench.parallel.mesh import ParallelDims
 from epbench.parallel.optimizer import ShardedAdamW
-from epbench.parallel.routing import FORCED
+from epbench.parallel.routing import ForcedRouting
 from epbench.stacks.protocol import Batch, StepDescription, World
 
 __all__ = ["Qwen3MoeStep", "build"]
@@ -65,9 +65,11 @@ class Qwen3MoeStep:
         self._optimizer = ShardedAdamW(self._params.values(), cell.train)
         self._whole = model.rope(cell.train.seq_len, world.device)
         self._norm: Tensor | None = None
-        self._routers, self._forced = _routers(model), self._forced_ids()
+        self._routers = _routers(model)
+        self._forced = ForcedRouting.of(cell, rows=self._rows(), positions=self._routed_chunk(), device=world.device)
         for router in self._routers:
             self._prepare(router)
+        self.on_micro_batch: Callable[[range, range], None] | None = None
         self._balance = self._balanced()
 
     def _sequence_chunk(self, *, tp: bool) -> range:
@@ -81,23 +83,19 @@ class Qwen3MoeStep:
         return range(start, start + chunk)
 
     def _prepare(self, router: Router) -> None:
-        """Forced routing, and room for the record of the choice, for the tokens that reach this rank's router."""
+        """Room for the record of the choice, for the tokens that reach this rank's router."""
         tokens = len(self._routed_chunk()) * self.cell.micro_batch_size
         shape = (tokens, self.cell.model.num_experts_per_tok)
         router.last_ids = torch.zeros(shape, dtype=torch.int64, device=self._device)
-        router.forced_ids = self._forced
 
     def _routed_chunk(self) -> range:
         """Positions of the tokens that this rank's routers see."""
         return self._sequence_chunk(tp=self.cell.layout.etp == 1)
 
-    def _forced_ids(self) -> Tensor | None:
-        """Experts for each of those tokens, if the cell forces its routing."""
-        if self.cell.routing not in FORCED:
-            return None
-        held, model = self._routed_chunk(), self.cell.model
-        positions = torch.arange(held.start, held.stop, device=self._device).repeat(self.cell.micro_batch_size)
-        return FORCED[self.cell.routing](positions, model.num_experts, model.num_experts_per_tok)
+    def _rows(self) -> range:
+        """Rows of the global batch that this rank has a part of, over all micro-batches."""
+        rows = self.cell.micro_batch_size * self.cell.num_micro_batches
+        return range(self.dims.coordinate("data") * rows, (self.dims.coordinate("data") + 1) * rows)
 
     def _balanced(self) -> Balance | None:
         """What moves the routers' biases before every optimizer step; None if they have none."""
@@ -108,29 +106,32 @@ class Qwen3MoeStep:
         self._optimizer.before_step(balance.update)
         return balance
 
-    def _dictate(self, batch: Batch, rows: slice) -> None:
+    def _dictate(self, batch: Batch, micro_batch: int, rows: range) -> None:
         """Hands each router the experts that a batch dictates for the tokens it will see, else those of the cell."""
-        if batch.expert_ids is None:
-            for router in self._routers:
-                if router.forced_ids is not self._forced:
-                    router.forced_ids = self._forced
-            return
         held = self._routed_chunk()
-        for router, ids in zip(self._routers, batch.expert_ids, strict=True):
-            router.forced_ids = ids[rows, held.start : held.stop].flatten(0, 1)
+        ids: Sequence[Tensor | None] = [None] * len(self._routers)
+        if batch.expert_ids is not None:
+            part = slice(rows.start, rows.stop), slice(held.start, held.stop)
+            ids = [ids_BSK[part].flatten(0, 1) for ids_BSK in batch.expert_ids]
+        elif self._forced is not None:
+            ids = self._forced.enforce(micro_batch)
+        for router, ids_TK in zip(self._routers, ids, strict=True):
+            if router.forced_ids is not ids_TK:
+                router.forced_ids = ids_TK
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Sequences]]:
         """This rank's rows and cp chunk, micro-batch by micro-batch, and the whole sequences that they are of."""
-        held = self._sequence_chunk(tp=False)
-        size = self.cell.micro_batch_size
-        first = self.dims.coordinate("data") * size * self.cell.num_micro_batches
-        for row in range(first, first + size * self.cell.num_micro_batches, size):
-            rows = slice(row, row + size)
-            part = rows, slice(held.start, held.stop)
-            self._dictate(batch, rows)
-            documents = None if batch.cu_seqlens is None else batch.cu_seqlens[rows]
+        held, mine = self._sequence_chunk(tp=False), self._rows()
+        for index in range(self.cell.num_micro_batches):
+            rows = mine[index * self.cell.micro_batch_size :][: self.cell.micro_batch_size]
+            whole = slice(rows.start, rows.stop)
+            part = whole, slice(held.start, held.stop)
+            self._dictate(batch, index, rows)
+            documents = None if batch.cu_seqlens is None else batch.cu_seqlens[whole]
             sequences = self._whole if documents is None else packed(self._whole, documents)
             yield batch.tokens[part], batch.labels[part], sequences
+            if self.on_micro_batch is not None:
+                self.on_micro_batch(rows, self._routed_chunk())
 
     def run(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the global mean loss."""

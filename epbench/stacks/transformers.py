@@ -7,7 +7,7 @@ stack, so that what differs between two rows is the model's code and nothing aro
 have (tp, ep, ...) is in :mod:`epbench.stack_support`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from epbench.parallel.data import DTYPES
 from epbench.parallel.gradients import clip_, local_gradients, sum_of_squares, whole_gradient
 from epbench.parallel.mesh import ParallelDims
 from epbench.parallel.optimizer import ShardedAdamW
-from epbench.parallel.routing import FORCED
+from epbench.parallel.routing import ForcedRouting
 from epbench.stack_support import unsupported
 from epbench.stacks.protocol import Batch, StepDescription, World
 from epbench.stacks.transformers_model import (
@@ -120,49 +120,53 @@ class TransformersStep:
         self._params = dict(model.named_parameters())
         self._optimizer = ShardedAdamW(self._params.values(), cell.train)
         self._norm: Tensor | None = None
-        chunk = cell.train.seq_len // cell.layout.cp
-        start = dims.coordinate("cp") * chunk
-        self._held = slice(start, start + chunk)
-        self._positions = torch.arange(start, start + chunk, device=world.device).unsqueeze(0)
-        self._forced_ids = self._scenario_routing()
+        length = cell.train.seq_len // cell.layout.cp
+        self._chunk = range(dims.coordinate("cp") * length, (dims.coordinate("cp") + 1) * length)
+        self._held = slice(self._chunk.start, self._chunk.stop)
+        self._positions = torch.arange(self._chunk.start, self._chunk.stop, device=world.device).unsqueeze(0)
+        self._forced = ForcedRouting.of(cell, rows=self._rows(), positions=self._chunk, device=world.device)
         self._gates = list(gates(model))
         for gate in self._gates:
             self._prepare(gate)
+        self.on_micro_batch: Callable[[range, range], None] | None = None
 
-    def _scenario_routing(self) -> Tensor | None:
-        """Expert ids [T, K] of this rank's tokens in every micro-batch; None where the routers choose."""
-        model = self.cell.model
-        if self.cell.routing not in FORCED:
-            return None
-        positions = self._positions.squeeze(0).repeat(self.cell.micro_batch_size)
-        return FORCED[self.cell.routing](positions, model.num_experts, model.num_experts_per_tok)
+    def _rows(self) -> range:
+        """Rows of the global batch that this rank has a part of, over all micro-batches."""
+        rows = self.cell.micro_batch_size * self.cell.num_micro_batches
+        return range(self.dims.coordinate("data") * rows, (self.dims.coordinate("data") + 1) * rows)
 
     def _prepare(self, gate: Any) -> None:
         """Room for a choice that is dictated, and for the record of the one that is made."""
         shape = (self._positions.numel() * self.cell.micro_batch_size, self.cell.model.num_experts_per_tok)
         gate.last_ids = torch.zeros(shape, dtype=torch.int64, device=self._device)
-        gate.forced_ids = self._forced_ids
+        gate.forced_ids = None
         gate.register_forward_hook(_force_choice)
         gate.register_forward_hook(_keep_choice)
 
-    def _dictate(self, batch: Batch, rows: slice) -> None:
-        """Hands each router the experts that a batch dictates for the tokens it will see."""
-        for gate, ids in zip(self._gates, batch.expert_ids or (), strict=True):
-            gate.forced_ids = ids[rows, self._held].flatten(0, 1)
+    def _dictate(self, batch: Batch, micro_batch: int, rows: slice) -> None:
+        """Hands each router the experts that a batch dictates for the tokens it will see, else those of the cell."""
+        ids: Sequence[Tensor | None] = [None] * len(self._gates)
+        if batch.expert_ids is not None:
+            ids = [ids_BSK[rows, self._held].flatten(0, 1) for ids_BSK in batch.expert_ids]
+        elif self._forced is not None:
+            ids = self._forced.enforce(micro_batch)
+        for gate, ids_TK in zip(self._gates, ids, strict=True):
+            gate.forced_ids = ids_TK
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """This rank's rows and cp chunk of tokens, labels and positions, and the documents of whole rows."""
-        size = self.cell.micro_batch_size
-        first = self.dims.coordinate("data") * size * self.cell.num_micro_batches
-        for row in range(first, first + size * self.cell.num_micro_batches, size):
-            rows = slice(row, row + size)
-            if batch.expert_ids is not None:
-                self._dictate(batch, rows)
+        mine = self._rows()
+        for index in range(self.cell.num_micro_batches):
+            own = mine[index * self.cell.micro_batch_size :][: self.cell.micro_batch_size]
+            rows = slice(own.start, own.stop)
+            self._dictate(batch, index, rows)
             part, positions, documents = (rows, self._held), self._positions, None
             if batch.cu_seqlens is not None:
                 documents = batch.cu_seqlens[rows]
                 positions = positions_in_documents(documents, self.cell.train.seq_len)[:, self._held]
             yield batch.tokens[part], batch.labels[part], positions, documents
+            if self.on_micro_batch is not None:
+                self.on_micro_batch(own, self._chunk)
 
     def run(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the global mean loss."""

@@ -67,10 +67,6 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
         {"train": {"dispatcher": "dedup"}},
         "stack transformers has no train.dispatcher = dedup (only all_to_all)",
     ),
-    "a routing": (
-        {"routing": "zipf:1.2"},
-        "stack transformers has no routing = zipf:1.2 (only natural or round_robin)",
-    ),
     "tied weights": (
         {"model": ModelSpec(tie_word_embeddings=True)},
         "stack transformers has no model.tie_word_embeddings = true (only false)",
@@ -91,7 +87,7 @@ def test_what_transformers_cannot_run_is_said_in_a_sentence(case: str) -> None:
 
 
 def test_every_reason_is_given() -> None:
-    changes = {"layout": Layout(tp=2), "routing": "uniform", "train": {"dispatcher": "dedup"}}
+    changes = {"layout": Layout(tp=2), "model": ModelSpec(n_group=2), "train": {"dispatcher": "dedup"}}
     assert len(unsupported(_cell("transformers", changes))) == 3
 
 

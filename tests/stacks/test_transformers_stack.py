@@ -38,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "packed documents, dp2-cp2, forced routing, scores as they are, compiled and recomputed": {
         "layout": Layout(dp_shard=2, cp=2),
         "mode": "compiled",
-        "routing": "round_robin",
+        "routing": "zipf:1.2",
         "model": {"norm_topk_prob": False},
         "train": {
             "packing": "lognormal",
