@@ -6,6 +6,7 @@ shows where.
 """
 
 import io
+import json
 import os
 import re
 import sys
@@ -178,6 +179,40 @@ def report(
         import webbrowser
 
         webbrowser.open(written.resolve().as_uri())
+
+
+@app.command()
+def doctor(
+    scenario: Annotated[Path | None, typer.Argument(help="also say whether this scenario can run here")] = None,
+    *,
+    strict: Annotated[bool, typer.Option("--strict", help="a warning is a failure")] = False,
+    as_json: _Json = False,
+    world: _World = None,
+    device: _Device = None,
+    reports_dir: Annotated[Path, typer.Option("--reports-dir", help="where run directories go")] = Path("reports"),
+) -> None:
+    """Check whether this machine can measure, with a fix for each thing that is wrong. Needs no torch."""
+    from epbench.doctor import examine, exit_code, read_machine, render_checks, wanted_of
+    from epbench.runner.server import launch_variables
+
+    wanted = None
+    if scenario is not None:
+        from epbench.scenario import load_scenario
+
+        planned = load_scenario(scenario, world_size=world, device=_known_device(device))
+        sizes = [cell.world_size for cell in planned.cells]
+        stacks = [cell.train.stack for cell in planned.cells]
+        ranks = max(sizes, default=1)
+        wanted = wanted_of(planned.name, len(sizes), world_size=ranks, device=planned.device, stacks=stacks)
+    cache = Path(launch_variables("cuda")["TORCHINDUCTOR_CACHE_DIR"])
+    checks = examine(read_machine([reports_dir, cache], wanted=wanted))
+    if as_json:
+        fit = exit_code(checks, strict=strict) == 0
+        typer.echo(json.dumps({"fit": fit, "checks": [check.model_dump() for check in checks]}, indent=2))
+    else:
+        typer.echo(render_checks(checks))
+        _say(f"next: epbench run {scenario or 'scenarios/quick.toml'}")
+    raise typer.Exit(exit_code(checks, strict=strict))
 
 
 def parse_duration(text: str) -> float:

@@ -9,7 +9,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-__all__ = ["GpuLostError", "Nvml", "open_nvml"]
+__all__ = ["CLOCK_REASONS", "SPOILING", "GpuLostError", "Nvml", "open_nvml"]
+
+# Bits of the clock-event reasons in NVIDIA's nvml.h.
+CLOCK_REASONS: Mapping[int, str] = {
+    0x1: "idle",
+    0x2: "application clocks",
+    0x4: "SW power cap",
+    0x8: "HW slowdown",
+    0x10: "sync boost",
+    0x20: "SW thermal slowdown",
+    0x40: "HW thermal slowdown",
+    0x80: "HW power brake",
+    0x100: "display clocks",
+}
+# A power cap is how a GPU under load lives, and the same for every launch; these are not.
+SPOILING = ("HW slowdown", "SW thermal slowdown", "HW thermal slowdown", "HW power brake")
 
 
 class GpuLostError(Exception):

@@ -27,6 +27,8 @@ __all__ = [
     "code_digest",
     "describe_environment",
     "find_gpus",
+    "nccl_version",
+    "relevant_variables",
     "torch_cuda_version",
 ]
 
@@ -156,7 +158,8 @@ def _assigned(node: ast.stmt, name: str) -> object:
     return node.value.value if named and isinstance(node.value, ast.Constant) else None
 
 
-def _nccl_version() -> str | None:
+def nccl_version() -> str | None:
+    """Version of the NCCL library installed beside torch, or None."""
     for package in ("nvidia-nccl-cu13", "nvidia-nccl-cu12"):
         try:
             return metadata.version(package)
@@ -216,7 +219,7 @@ def describe_environment(
         "driver": found.driver,
         "torch": metadata.version("torch"),
         "cuda": torch_cuda_version() if device == "cuda" else None,
-        "nccl": _nccl_version() if device == "cuda" else None,
+        "nccl": nccl_version() if device == "cuda" else None,
         "python": platform.python_version(),
         "variables": relevant_variables(variables),
         "code": code_digest(stacks),

@@ -83,6 +83,7 @@ def _context(view: RunView) -> dict[str, Any]:
         "verdicts": verdicts(compared),
         "outcomes": outcome_counts(view),
         "environment": environment_rows(view),
+        "warnings": [clean(text, 600) for text in view.run.warnings],
         "columns": columns,
         "table": cells_table(view.cells, columns),
         "details": [details_of(cell) for cell in view.cells],

@@ -29,7 +29,8 @@ def render_cells(view: RunView) -> str:
         for verdict, group in zip(verdicts(compared), compared.groups, strict=True)
     ]
     reasons = [_reason(compared, cell) for cell in view.cells if cell.reason or not cell.expected]
-    parts = [head, *(groups or ["This run has no cells."]), "\n".join(_legend(compared)), "\n".join(reasons)]
+    warnings = "\n".join(f"warning: {clean(text, 600)}" for text in view.run.warnings)
+    parts = [head, warnings, *(groups or ["This run has no cells."]), "\n".join(_legend(compared)), "\n".join(reasons)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

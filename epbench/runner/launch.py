@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from epbench.doctor import check_before_run
 from epbench.errors import RunError, ScenarioError
 from epbench.provenance import choose_device, describe_environment, find_gpus
 from epbench.records import EnvironmentRecord, RunRecord
@@ -69,6 +70,7 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     )
     selected = _selected(scenario, options.only)
     require_installed(entry.cell.train.stack for entry in selected)
+    checks = check_before_run(options.reports_dir) if device == "cuda" else []
     run = _open(scenario, options, environment, reason)
     for entry in _entries(scenario):
         run.write_cell(entry)
@@ -79,7 +81,7 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
         environment,
         launches=launches,
         budget=Budget(options.budget_s),
-        sitting=SittingLog(run, scenario.measure, environment),
+        sitting=SittingLog(run, scenario.measure, environment, checks=checks),
         gpus=find_gpus().uuids[:world_size] if device == "cuda" else (),
     )
     todo = [entry for entry in selected if not session.finish_if_complete(entry)]

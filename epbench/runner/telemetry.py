@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from epbench.nvml import GpuLostError, Nvml
+from epbench.nvml import CLOCK_REASONS, SPOILING, GpuLostError, Nvml
 from epbench.records import GpuTelemetry, Spread, Telemetry
 from epbench.runner.ranklog import RankTail
 
@@ -56,21 +56,6 @@ _COUNTERS: Mapping[str, tuple[str, float]] = {
     "energy_j": ("energy", 1e3),
 }
 _QUESTIONS = ("reasons", *(what for what, _ in (*_GAUGES.values(), *_COUNTERS.values())))
-
-# Bits of the clock-event reasons in NVIDIA's nvml.h.
-CLOCK_REASONS: Mapping[int, str] = {
-    0x1: "idle",
-    0x2: "application clocks",
-    0x4: "SW power cap",
-    0x8: "HW slowdown",
-    0x10: "sync boost",
-    0x20: "SW thermal slowdown",
-    0x40: "HW thermal slowdown",
-    0x80: "HW power brake",
-    0x100: "display clocks",
-}
-# A power cap is how a GPU under load lives, and the same for every launch; these are not.
-SPOILING = ("HW slowdown", "SW thermal slowdown", "HW thermal slowdown", "HW power brake")
 
 Window = tuple[float, float]
 
