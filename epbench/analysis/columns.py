@@ -3,7 +3,7 @@
 Times are seconds. Names are kept once: ``name`` holds indices into ``names``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epbench.analysis.intervals import Intervals, union
-from epbench.analysis.kinds import COMMUNICATION, KINDS, OTHER, kind_of_kernel, kind_of_operator
+from epbench.analysis.kinds import COMMUNICATION, KINDS, OTHER, kind_of_annotation, kind_of_kernel, kind_of_operator
 
 __all__ = ["Kernels", "Spans", "kernel_kinds", "own_time"]
 
@@ -111,13 +111,13 @@ def kernel_kinds(names: Iterable[str]) -> Integers:
     return np.array([KINDS.index(kind_of_kernel(name)) for name in names], dtype=np.int64)
 
 
-def own_time(operators: Spans, transfers: Spans) -> Kernels:
+def own_time(operators: Spans, transfers: Spans, *, annotations: Collection[str]) -> Kernels:
     """A CPU's time line: the operators' own time by kind, and gloo's transfers as communication.
 
-    ``operators`` are all events of the threads that compute, annotations included: one that lies within another
-    takes its time away from it.
+    ``operators`` are all events of the threads that compute, among them those whose names are ``annotations``: one
+    that lies within another takes its time away from it.
     """
-    kinds = _operator_kinds(operators.names)
+    kinds = _operator_kinds(operators.names, annotations)
     pieces = [piece for thread in np.unique(operators.thread) for piece in _pieces(operators, thread, kinds)]
     columns = np.array(pieces, dtype=np.float64).reshape(-1, 3)
     names = (*operators.names, *transfers.names)
@@ -138,8 +138,8 @@ def own_time(operators: Spans, transfers: Spans) -> Kernels:
     )
 
 
-def _operator_kinds(names: Iterable[str]) -> Integers:
-    kinds = [kind_of_operator(name) for name in names]
+def _operator_kinds(names: Iterable[str], annotations: Collection[str]) -> Integers:
+    kinds = [kind_of_annotation(name) if name in annotations else kind_of_operator(name) for name in names]
     return np.array([HOST if kind is None else KINDS.index(kind) for kind in kinds], dtype=np.int64)
 
 

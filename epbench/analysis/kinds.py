@@ -12,7 +12,15 @@ within. Views, allocations and the layers of dispatch compute nothing: that time
 
 import re
 
-__all__ = ["COMMUNICATION", "KINDS", "OTHER", "is_communication", "kind_of_kernel", "kind_of_operator"]
+__all__ = [
+    "COMMUNICATION",
+    "KINDS",
+    "OTHER",
+    "is_communication",
+    "kind_of_annotation",
+    "kind_of_kernel",
+    "kind_of_operator",
+]
 
 COMMUNICATION, OTHER = "communication", "other"
 
@@ -74,7 +82,7 @@ _OPERATORS = (  # of torch's own namespaces; the name without its namespace is m
     ),
 )
 
-_COMPILED = re.compile(r"^## Call CompiledFxGraph|^(graph_\d+_)?cpp_fused_")
+_COMPILED = re.compile(r"## Call CompiledFxGraph|(graph_\d+_)?cpp_fused_")
 _HOST_NAMESPACES = re.compile(r"^(c10d|_?c10d_functional|autograd|torch|profiler|symm_mem)::")
 _COLLECTIVES_OF_OURS = re.compile(
     r"all_to_all|exchange_counts|(gather|scatter)_sequence|all_(gather|reduce)$|reduce_sc"
@@ -104,13 +112,13 @@ def kind_of_kernel(name: str) -> str:
     return _first(_KERNEL_TABLE, name)
 
 
-def kind_of_operator(name: str) -> str | None:
-    """One of ``KINDS`` for an operator or annotation of a CPU's time line; None if its own time is the host's.
+def kind_of_annotation(name: str) -> str | None:
+    """What torch.compile made for a CPU has one annotation a graph, and is ``pointwise``; any other is the host's."""
+    return "pointwise" if _COMPILED.match(name) else None
 
-    The code that torch.compile makes for a CPU carries one name for a whole graph, and is ``pointwise``.
-    """
-    if _COMPILED.match(name):
-        return "pointwise"
+
+def kind_of_operator(name: str) -> str | None:
+    """One of ``KINDS`` for an operator of a CPU's time line; None if its own time is the host's."""
     namespace, _, operator = name.rpartition("::")
     if not namespace or " " in namespace or _HOST_NAMESPACES.match(name):
         return None

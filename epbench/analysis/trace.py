@@ -130,7 +130,8 @@ def _sorted(document: Document) -> dict[str, Any]:
     if device:
         kernels = _kernels(device, [event for category in LAUNCHES for event in found[category]])
     else:
-        kernels = own_time(operators, _spans(found["gloo"]))
+        names = {event.name for event in annotations}
+        kernels = own_time(operators, _spans(found["gloo"]), annotations=names)
     return {
         **scopes,
         "labels": tuple((scope, _label(scope.name)) for scope in scopes["labels"]),

@@ -18,7 +18,7 @@ from epbench.stacks.protocol import Batch, World
 from tests.measure.conftest import FakeStep, RunRanks
 
 WIDTH = 1000
-LATE_S = 0.5
+LATE_S, CALLS = 0.05, 5
 
 
 class Exchange(torch.autograd.Function):
@@ -67,7 +67,12 @@ def test_labelled_collectives_become_rows(run_ranks: RunRanks, batch: Batch, tmp
         assert row.bytes_mean == (4 + 7) / 2 * WIDTH * 4  # rank 0 receives 1 + 3
         assert 0 < row.p50_s <= row.p95_s
         assert row.busbw_bytes_per_s == pytest.approx(row.algbw_bytes_per_s / 2)  # type: ignore[operator]
-    assert breakdown(directory, steps=3).device_work_s is None
+    found = breakdown(directory, steps=3)
+    assert found.device_work_s is None
+    assert found.unclassified_share == 0
+    for parts in found.per_rank:
+        exclusive_s = (parts.compute, parts.overlapped, parts.exposed, parts.idle.host)
+        assert sum(value for value in exclusive_s if value is not None) == pytest.approx(parts.step_s, rel=0.01)
 
 
 def test_the_transfer_lies_within_the_annotations(run_ranks: RunRanks, batch: Batch, tmp_path: Path) -> None:
@@ -84,22 +89,24 @@ def test_the_transfer_lies_within_the_annotations(run_ranks: RunRanks, batch: Ba
 
 
 def late(batch: Batch, directory: Path, *, world: World) -> None:
-    """Rank 1 works for half a second before it joins each exchange."""
+    """Rank 1 works for 50 ms before it joins each of a step's exchanges."""
 
     def work() -> None:
-        start_s = time.perf_counter()
-        while world.rank == 1 and time.perf_counter() - start_s < LATE_S:
-            sum(range(1000))
-        exchange(torch.ones(3 + 4 * world.rank, WIDTH), "forward")
+        for _ in range(CALLS):
+            start_s = time.perf_counter()
+            while world.rank == 1 and time.perf_counter() - start_s < LATE_S:
+                sum(range(1000))
+            exchange(torch.ones(3 + 4 * world.rank, WIDTH), "forward")
 
-    trace_pass(FakeStep(work), [batch], world, steps=1, directory=directory)
+    trace_pass(FakeStep(work), [batch], world, steps=3, directory=directory)
 
 
 def test_waiting_for_a_late_rank_is_not_transfer(run_ranks: RunRanks, batch: Batch, tmp_path: Path) -> None:
     run_ranks(late, 2, batch, tmp_path)
-    (row,) = collective_rows(tmp_path, steps=1)
-    assert row.transfer_s < LATE_S / 2
-    assert row.wait_s > LATE_S / 2
+    (row,) = collective_rows(tmp_path, steps=3)
+    assert row.wait_s > CALLS * LATE_S * 0.8  # rank 0 waits in each call
+    assert row.p50_s < LATE_S * 0.2
+    assert row.last_rank_share[1] > 0.9
 
 
 def failing(*, world: World) -> None:
