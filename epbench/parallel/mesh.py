@@ -4,7 +4,7 @@
 view         axes                                           what lives on it
 ===========  =============================================  ===============================================
 dense        dp_replicate, fsdp, tp                         every weight but the experts; fsdp = dp_shard x cp
-sequence     dp_replicate, dp_shard, cp, tp                 which sequences, and which part of them, a rank has
+sequence     dp_shard, cp                                   fsdp in its two parts; cp shares each sequence
 expert       dp_replicate, efsdp, ep, etp                   the experts
 ===========  =============================================  ===============================================
 
@@ -14,7 +14,6 @@ start-up time. Building one is collective, so all ranks must ask in the same ord
 do.
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,26 +47,25 @@ class ParallelDims:
             raise ValueError(f"layout {layout.slug} spans {layout.world_size} ranks, the world has {world_size}")
         return cls(layout, init_device_mesh(device.type, (world_size,), mesh_dim_names=("world",)))
 
-    def _view(self, **degrees: int) -> DeviceMesh:
+    def _view(self, of: DeviceMesh, **degrees: int) -> DeviceMesh:
         kept = {name: degree for name, degree in degrees.items() if degree > 1 or name in _ALWAYS}
-        if math.prod(kept.values()) == 1 and not kept:
-            return self.world
-        return self.world._unflatten(0, tuple(kept.values()), tuple(kept))
+        return of._unflatten(0, tuple(kept.values()), tuple(kept)) if kept else of
 
     @cached_property
     def _dense(self) -> DeviceMesh:
         layout = self.layout
-        return self._view(dp_replicate=layout.dp_replicate, fsdp=layout.dp_shard * layout.cp, tp=layout.tp)
+        return self._view(self.world, dp_replicate=layout.dp_replicate, fsdp=layout.dp_shard * layout.cp, tp=layout.tp)
 
     @cached_property
     def _sequence(self) -> DeviceMesh:
-        layout = self.layout
-        return self._view(dp_replicate=layout.dp_replicate, dp_shard=layout.dp_shard, cp=layout.cp, tp=layout.tp)
+        return self._view(self._dense["fsdp"], dp_shard=self.layout.dp_shard, cp=self.layout.cp)
 
     @cached_property
     def _expert(self) -> DeviceMesh:
         layout = self.layout
-        return self._view(dp_replicate=layout.dp_replicate, efsdp=layout.efsdp, ep=layout.ep, etp=layout.etp)
+        return self._view(
+            self.world, dp_replicate=layout.dp_replicate, efsdp=layout.efsdp, ep=layout.ep, etp=layout.etp
+        )
 
     def _holder(self, name: str) -> DeviceMesh:
         if name in ("efsdp", "ep", "etp"):
