@@ -147,9 +147,9 @@ class ExpertTensorParallel(ParallelStyle):
         moe = _layer(module, self)
         _check(device_mesh, self, ndim=2)
         _check_experts(moe, device_mesh.size(0))
+        of_experts, of_widths = _axes(device_mesh)
         for name, hidden_dim in _HIDDEN_DIM.items():
             place(moe.experts, name, device_mesh, Shard(0), Shard(hidden_dim))
-        of_experts, of_widths = _axes(device_mesh)
         _split_shared(moe, of_widths)
         moe.dispatcher = _dispatcher(self.expert_axis or Axis.of(of_experts, "ep"))
         moe.enter, moe.leave = sequence_moves(self.tensor_axis or Axis.of(of_widths, "tp"))
