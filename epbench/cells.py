@@ -161,6 +161,7 @@ class MeasureSpec(Frozen):
     verify: Literal["full", "loss"] = "full"
     verify_tolerance: float = Field(1e-5, gt=0, description="fp32, relative to the largest entry")
     telemetry: bool = True
+    record_routing: bool = Field(False, description="write the first step's expert ids, to replay them")
     canary: bool = Field(True, description="the same fixed work before and after a run")
 
 

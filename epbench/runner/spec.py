@@ -66,6 +66,16 @@ class LaunchSpec(Frozen):
         return self.directory / "trace"
 
     @property
+    def expert_copies(self) -> Path:
+        """Of the cell: how many copies each expert got, as :class:`epbench.records.ExpertCopies`."""
+        return self.directory.parent / "routing.json"
+
+    @property
+    def recorded_routing(self) -> Path:
+        """Of the cell: the expert ids of its first step, which ``replay:FILE`` takes."""
+        return self.directory.parent / "routing.npy"
+
+    @property
     def path(self) -> Path:
         """This order as a file."""
         return self.directory / "spec.json"

@@ -34,6 +34,7 @@ from epbench.store import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from epbench.measure.routing import RoutingRecorder
     from epbench.stacks.protocol import Step, World
 
 __all__ = ["main", "run_rank"]
@@ -153,22 +154,35 @@ def _measure(spec: LaunchSpec, world: "World", log: RankLog) -> None:
     log.phase("build")
     step = load_stack(spec.cell.train.stack)(spec.cell, world)
     data = batches(spec.cell, NUM_BATCHES, world.device)
+    recorder = _recorder(spec, step)
     log.phase("warmup")
     log.result("timing", time_steps(step, data, world, spec.measure, on_progress=log.beat))
     log.result("description", step.describe())
+    if recorder is not None:
+        recorder.write(spec.recorded_routing, world)
     if spec.detailed:
         _look_closer(spec, step, data, world=world, log=log)
+
+
+def _recorder(spec: LaunchSpec, step: "Step") -> "RoutingRecorder | None":
+    """What keeps the routing of the first warm-up step, if it was asked for; once a cell is enough."""
+    from epbench.measure.routing import RoutingRecorder
+
+    return RoutingRecorder(step, spec.cell) if spec.measure.record_routing and spec.detailed else None
 
 
 def _look_closer(spec: LaunchSpec, step: "Step", data: Any, *, world: "World", log: RankLog) -> None:
     from epbench.measure.capture import trace_pass
     from epbench.measure.memory import memory_pass
-    from epbench.measure.routing import expert_load
+    from epbench.measure.routing import expert_copies, expert_load
 
     log.phase("memory")
     log.result("memory", memory_pass(step, data[0], world))
     log.phase("routing")
     log.result("expert_load", expert_load(step, spec.cell, world))
+    copies = expert_copies(step, spec.cell, world)
+    if copies is not None and world.rank == 0:
+        write_atomically(spec.expert_copies, copies.model_dump_json())
     log.phase("trace")
     spec.trace_directory.mkdir(exist_ok=True)
     trace_pass(step, data, world, steps=spec.measure.trace_steps, directory=spec.trace_directory)
