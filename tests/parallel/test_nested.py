@@ -23,7 +23,6 @@ CELLS = (
     Row("plain", Layout(dp_shard=4, ep=2)).cell("eager", "selective"),
     Row("HSDP", Layout(dp_replicate=2, dp_shard=2, ep=2), SIGMOID).cell("eager", "full"),
     Row("ep borrows tp", Layout(dp_shard=2, tp=2, ep=2), SHARED).cell("eager", "selective"),
-    Row("split experts", Layout(dp_shard=2, tp=2, etp=2)).cell("eager", "full"),
     Row("woven graphs", Layout(dp_shard=4, ep=2)).cell("compiled", "full"),
 )
 
