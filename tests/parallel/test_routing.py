@@ -1,6 +1,6 @@
 """Forced routings: the same in every layout, distinct experts, and the load that each kind promises.
 
-Round robin has even load and the fan-out that random routing has, not the one of a block (facts 4.12). The drawn kinds
+Round robin has even load and the largest fan-out there is, not that of a block (facts 4.12). The drawn kinds
 are compared with their distributions: the seed is fixed, so a bound that holds once holds always.
 """
 
