@@ -42,6 +42,7 @@ class RunFrames:
     cells: "pd.DataFrame"
     launches: "pd.DataFrame"
     collectives: "pd.DataFrame"
+    gpus: "pd.DataFrame"
 
 
 def load(run: Path | str) -> RunFrames:
@@ -58,7 +59,11 @@ def frames_of(view: RunView) -> RunFrames:
     """Frames of a view."""
     import pandas as pd
 
-    launches = [_names(cell) | _flat(launch.model_dump()) for cell in view.cells for launch in cell.launch_values]
+    launches = [
+        _names(cell) | _flat(launch.model_dump(exclude={"telemetry"}))
+        for cell in view.cells
+        for launch in cell.launch_values
+    ]
     collectives = [_names(cell) | row.model_dump() for cell in view.cells for row in cell.collectives]
     return RunFrames(
         run=view.run,
@@ -66,6 +71,7 @@ def frames_of(view: RunView) -> RunFrames:
         cells=pd.DataFrame.from_records(list(_rows(view))),
         launches=pd.DataFrame.from_records(launches),
         collectives=pd.DataFrame.from_records(collectives),
+        gpus=pd.DataFrame.from_records(list(_gpus(view))),
     )
 
 
@@ -84,6 +90,14 @@ def cells_csv(view: RunView) -> str:
 def _rows(view: RunView) -> Iterable[dict[str, Any]]:
     for cell in view.cells:
         yield _flat(cell.model_dump(exclude=set(_NESTED)))
+
+
+def _gpus(view: RunView) -> Iterable[dict[str, Any]]:
+    """One row for each GPU of each launch that was watched: ``power_w.median`` and so on."""
+    for cell in view.cells:
+        for launch in cell.launch_values:
+            for number, gpu in enumerate(launch.telemetry.gpus if launch.telemetry else ()):
+                yield _names(cell) | {"index": launch.index, "gpu": number} | _flat(gpu.model_dump())
 
 
 def _names(cell: CellResult) -> dict[str, Any]:

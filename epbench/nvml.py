@@ -89,9 +89,9 @@ def _processes(nvml: Any, gpu: Any) -> list[tuple[int, int | None]]:
 
 
 def _active_links(nvml: Any, gpu: Any) -> int:
-    """NVLinks that are up; a link beyond the last one is an invalid argument."""
-    active = 0
-    for link in range(nvml.NVML_NVLINK_MAX_LINKS):
+    """NVLinks that are up. A link beyond the last one is refused; if the first is, nothing is known."""
+    active = int(bool(nvml.nvmlDeviceGetNvLinkState(gpu, 0)))
+    for link in range(1, nvml.NVML_NVLINK_MAX_LINKS):
         try:
             active += bool(nvml.nvmlDeviceGetNvLinkState(gpu, link))
         except (nvml.NVMLError_InvalidArgument, nvml.NVMLError_NotSupported):

@@ -13,6 +13,7 @@ import epbench
 from epbench.cells import Cell
 from epbench.errors import RunError
 from epbench.frames import cells_csv, frames_of
+from epbench.records import GpuTelemetry, Spread, Telemetry
 from epbench.store import CellEntry, RunDirectory
 from tests.report.sample import DP4, measured_cell, run_record, sample_view, view_of
 
@@ -51,6 +52,22 @@ def test_launches_and_collectives_carry_the_names_of_their_cell() -> None:
         assert list(frame.columns[:4]) == ["cell", "layout", "mode", "routing"]
     medians = frames.launches.groupby("cell")["step_s"].median()
     assert medians[view.cells[0].cell] == pytest.approx(view.cells[0].step_s)
+
+
+def test_gpus_have_one_row_for_each_launch_that_was_watched() -> None:
+    view = sample_view()
+    power = Spread(median=600.0, low=500.0, high=650.0)
+    gpus = [GpuTelemetry(uuid=f"GPU-{number}", samples=9, power_w=power) for number in range(2)]
+    watched = Telemetry(window_s=9.0, interval_s=0.2, cost=0.001, gpus=gpus)
+    first = view.cells[0].launch_values[1].model_copy(update={"telemetry": watched})
+    cell = view.cells[0].model_copy(update={"launch_values": [view.cells[0].launch_values[0], first]})
+    frame = frames_of(view_of([cell])).gpus
+    assert list(frame[["index", "gpu", "uuid", "power_w.median"]].itertuples(index=False, name=None)) == [
+        (1, 0, "GPU-0", 600.0),
+        (1, 1, "GPU-1", 600.0),
+    ]
+    assert frames_of(view).gpus.empty
+    assert not [name for name in frames_of(view).launches.columns if "telemetry" in name]
 
 
 def test_a_run_without_cells_has_empty_frames() -> None:

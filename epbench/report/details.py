@@ -1,10 +1,11 @@
 """What stands behind one row of the table of cells, and what the whole run depends on."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunView
+from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunView, Spread
 from epbench.report.text import UNKNOWN, clean, error, gib, ms, number
 
 __all__ = ["Details", "details_of", "environment_rows", "provenance_rows"]
@@ -32,6 +33,7 @@ def details_of(cell: CellResult) -> Details:
         ("launches", "; ".join(map(_launch, cell.launch_values)) or UNKNOWN),
         ("memory, GiB", _memory(cell)),
         ("expert load", _load(cell)),
+        ("GPUs while timed", _gpus(cell)),
         ("compile", _settings(cell.compile.model_dump())),
         ("first losses", ", ".join(number(loss, 6) for loss in cell.loss) or UNKNOWN),
     )
@@ -90,6 +92,25 @@ def _load(cell: CellResult) -> str:
         f"heaviest expert {number(load.max_over_mean)} of the mean, heaviest ep rank "
         f"{number(load.rank_max_over_mean)}, fan-out {number(load.fan_out)} ranks a token"
     )
+
+
+def _gpus(cell: CellResult) -> str:
+    """Over the valid launches and their GPUs: the range of clock, heat and power, and the energy of a token."""
+    gpus = [gpu for one in cell.launch_values if one.valid and one.telemetry for gpu in one.telemetry.gpus]
+    ranges = (
+        ("SM clock", "MHz", [gpu.sm_clock_mhz for gpu in gpus]),
+        ("temperature", "C", [gpu.temperature_c for gpu in gpus]),
+        ("power", "W", [gpu.power_w for gpu in gpus]),
+    )
+    parts = [f"{name} {_range(known)} {unit}" for name, unit, spreads in ranges if (known := [s for s in spreads if s])]
+    if cell.energy_j_per_token is not None:
+        parts.append(f"{number(cell.energy_j_per_token * 1e3)} mJ a token")
+    reasons = sorted({name for gpu in gpus for name in gpu.clock_reasons or ()} - {"idle"})
+    return ", ".join([*parts, *(f"held back by {clean(name, 60)}" for name in reasons)]) or UNKNOWN
+
+
+def _range(spreads: Sequence[Spread]) -> str:
+    return f"{min(spread.low for spread in spreads):.0f} to {max(spread.high for spread in spreads):.0f}"
 
 
 def environment_rows(view: RunView) -> Rows:

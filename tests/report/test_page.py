@@ -15,9 +15,11 @@ from jinja2 import UndefinedError
 
 from epbench.cells import Cell
 from epbench.errors import RunError
-from epbench.records import RunView
+from epbench.records import GpuTelemetry, RunView, Spread, Telemetry
 from epbench.report import build
 from epbench.report.build import build_html, write_csv, write_report
+from epbench.report.details import details_of
+from epbench.report.text import UNKNOWN
 from epbench.store import RunDirectory
 from tests.report.sample import (
     DP4,
@@ -91,6 +93,31 @@ def test_unknown_values_are_dashes_and_never_zero() -> None:
     text = Page(build_html(sample_view("cpu"))).texts["cells"]
     assert "MFU" in text and "0.0 %" not in text
     assert "\u2013" in text
+
+
+def test_warnings_of_the_run_stand_beside_its_verdict() -> None:
+    changed = {"started": "2026-11-22T10:15:00+00:00", "warnings": ["the machine changed: <b>gemm</b>"]}
+    warned = Page(build_html(sample_view(sittings=[changed])))
+    assert "Warning: the machine changed: <b>gemm</b>" in warned.texts["verdict"]
+    assert "Warning" not in Page(build_html(sample_view())).texts["verdict"]
+
+
+def test_what_the_gpus_did_is_among_the_details() -> None:
+    hot = GpuTelemetry(
+        uuid="GPU-aa",
+        samples=40,
+        sm_clock_mhz=Spread(median=1900, low=1700, high=1980),
+        temperature_c=Spread(median=60, low=58, high=71),
+        clock_reasons={"idle": 0.1, "SW power cap": 0.5},
+    )
+    watched = Telemetry(window_s=9.0, interval_s=0.2, cost=0.001, gpus=[hot])
+    cell = measured_cell(Cell(layout=DP4), 0.4, energy_j_per_token=0.0213)
+    cell = cell.model_copy(
+        update={"launch_values": [one.model_copy(update={"telemetry": watched}) for one in cell.launch_values]}
+    )
+    known = dict(details_of(cell).rows)["GPUs while timed"]
+    assert known == "SM clock 1700 to 1980 MHz, temperature 58 to 71 C, 21.3 mJ a token, held back by SW power cap"
+    assert dict(details_of(measured_cell(Cell(layout=DP4), 0.4)).rows)["GPUs while timed"] == UNKNOWN
 
 
 def test_cpu_runs_say_what_they_prove(page: Page) -> None:

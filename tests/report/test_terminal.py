@@ -37,6 +37,14 @@ def test_tables_are_plain_and_at_most_120_columns_wide() -> None:
     assert "\x1b" not in text
 
 
+def test_warnings_of_the_run_stand_above_its_numbers() -> None:
+    changed = {"started": "2026-11-22T10:15:00+00:00", "warnings": ["the machine changed", "\u202eidle"]}
+    text = render_cells(sample_view(sittings=[changed, changed]))
+    assert text.index("warning: the machine changed\nwarning: \ufffdidle\n") < text.index("is fastest")
+    assert text.count("the machine changed") == 1
+    assert "warning" not in render_cells(sample_view())
+
+
 def test_cpu_runs_say_what_they_prove() -> None:
     text = render_cells(sample_view("cpu"))
     assert "not the performance of GPUs" in text
