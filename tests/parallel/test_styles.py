@@ -7,10 +7,10 @@ torch already.
 import os
 import re
 import runpy
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -29,27 +29,32 @@ SCRIPTS = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE.read_text
 SHARED = "moe_alone.py"
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port: int = free.getsockname()[1]
-        return port
+def _agent_store(rank: int) -> tuple[Any, int]:
+    """The store that torchrun's agent would keep, on a port that rank 0 holds from the moment it is chosen."""
+    module: Any = dist
+    store = module.TCPStore("localhost", 0, is_master=True, wait_for_workers=False) if rank == 0 else None
+    port = [store.port if store is not None else 0]
+    dist.broadcast_object_list(port, src=0)
+    return store, port[0]
 
 
-def _under_torchrun(directory: str, script: str, port: int) -> None:
+def _under_torchrun(directory: str, script: str) -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
+    store, port = _agent_store(rank)
     dist.destroy_process_group()  # the script makes its own
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     sys.path.insert(0, directory)
     runpy.run_path(str(Path(directory) / script), run_name="__main__")
+    dist.barrier()  # the store goes with rank 0
+    del store
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name != SHARED])
 def test_example_is_right_as_printed(script: str, tmp_path: Path) -> None:
     for name in (SHARED, script):
         (tmp_path / name).write_text(SCRIPTS[name], encoding="utf-8")
-    run_on_ranks(4, _under_torchrun, str(tmp_path), script, _free_port())
+    run_on_ranks(4, _under_torchrun, str(tmp_path), script)
 
 
 def test_every_style_has_an_example() -> None:
