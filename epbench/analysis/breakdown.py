@@ -26,7 +26,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from epbench.analysis.collectives import match
+from epbench.analysis.collectives import Matched, match
 from epbench.analysis.columns import Kernels
 from epbench.analysis.intervals import Intervals, clip, covered_s, intervals, length_s, union
 from epbench.analysis.kinds import OTHER
@@ -70,10 +70,13 @@ def breakdown(trace_dir: Path, *, steps: int) -> DeviceTime:
     return device_time_of(read_traces(trace_dir, steps=steps), steps=steps)
 
 
-def device_time_of(traces: Sequence[RankTrace], *, steps: int) -> DeviceTime:
-    """The split of traces that are already read. Device work is the median over steps of the worst rank."""
+def device_time_of(traces: Sequence[RankTrace], *, steps: int, found: Sequence[Matched] | None = None) -> DeviceTime:
+    """The split of traces that are already read, and whose collectives may be ``found`` already.
+
+    Device work is the median over steps of the worst rank.
+    """
     windows = {trace.rank: _step_windows(trace) for trace in traces}
-    busy = _work_and_transfers(traces)
+    busy = _work_and_transfers(traces, match(traces) if found is None else found)
     work_s = {rank: [length_s(clip(busy[rank], *window)) for window in windows[rank]] for rank in windows}
     critical = max(traces, key=lambda trace: median(work_s[trace.rank]))
     whole = _whole(windows[critical.rank])
@@ -110,10 +113,10 @@ def _step_windows(trace: RankTrace) -> list[Window]:
     return list(zip(starts, [*starts[1:], last_s], strict=True))
 
 
-def _work_and_transfers(traces: Sequence[RankTrace]) -> dict[int, Intervals]:
+def _work_and_transfers(traces: Sequence[RankTrace], collectives: Sequence[Matched]) -> dict[int, Intervals]:
     """Per rank the union of kernels that do not communicate and of the transfers of collectives."""
     transfers: dict[int, list[Window]] = defaultdict(list)
-    for matched in match(traces):
+    for matched in collectives:
         for rank in matched.timed:
             transfers[rank].append(matched.window(rank))
     return {

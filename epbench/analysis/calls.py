@@ -12,9 +12,11 @@ whose ``gloo:`` event is taken; the annotation stands in where there is none.
 
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,18 +126,18 @@ def _phase(op: str, around: list[Scope]) -> str:
 
 
 class _Around:
-    """Finds the scopes that a host thread was in at a time."""
+    """Finds the scopes, given in order of start, that a host thread was in at a time."""
 
     def __init__(self, scopes: Iterable[Scope]) -> None:
         self.scopes = list(scopes)
-        self.threads = np.array([scope.thread for scope in self.scopes])
-        self.starts_s = np.array([scope.start_s for scope in self.scopes])
-        self.ends_s = np.array([scope.end_s for scope in self.scopes])
+        self.starts_s = [scope.start_s for scope in self.scopes]
+        self.reach_s = list(accumulate((scope.end_s for scope in self.scopes), max))
 
     def indices(self, time_s: float, thread: int) -> list[int]:
         """Indices of the enclosing scopes, outermost first."""
-        inside = (self.threads == thread) & (self.starts_s <= time_s) & (time_s <= self.ends_s)
-        return [int(index) for index in np.flatnonzero(inside)]
+        first = bisect_left(self.reach_s, time_s)  # all before have ended
+        begun = range(first, bisect_right(self.starts_s, time_s))
+        return [i for i in begun if self.scopes[i].thread == thread and time_s <= self.scopes[i].end_s]
 
     def at(self, time_s: float, thread: int) -> list[Scope]:
         """The enclosing scopes, outermost first."""
@@ -175,18 +177,14 @@ class _CommKernel(NamedTuple):
 
 def _communicating(trace: RankTrace) -> Iterator[_CommKernel]:
     kernels = trace.kernels
-    for place in np.flatnonzero(kernels.communicates).tolist():
-        start_s, launch_s = float(kernels.start_s[place]), float(kernels.launch_s[place])
+    places = np.flatnonzero(kernels.communicates)
+    columns = (kernels.name, kernels.start_s, kernels.end_s, kernels.launch_s, kernels.thread)
+    for place, *values in zip(places.tolist(), *(column[places].tolist() for column in columns), strict=True):
+        name, start_s, end_s, launch_s, thread = values
         launched = not math.isnan(launch_s)
-        yield _CommKernel(
-            name=kernels.names[kernels.name[place]],
-            start_s=start_s,
-            end_s=float(kernels.end_s[place]),
-            launch_s=launch_s if launched else start_s,
-            thread=int(kernels.thread[place]),
-            launched=launched,
-            args=kernels.args.get(place, {}),
-        )
+        since_s = launch_s if launched else start_s
+        args = kernels.args.get(place, {})
+        yield _CommKernel(kernels.names[name], start_s, end_s, since_s, thread, launched, args)
 
 
 def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[_CommKernel]) -> Iterator[Call]:

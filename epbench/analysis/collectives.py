@@ -15,6 +15,7 @@ group, the shortest duration over the ranks is taken: a lower bound of the trans
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,7 +45,7 @@ class Matched:
     transfer_s: float
     one_clock: bool = True  # whether the ranks' times can be compared
 
-    @property
+    @cached_property
     def timed(self) -> dict[int, tuple[float, float]]:
         """(start, end) of the ranks whose device had anything to do."""
         return {
@@ -100,13 +101,13 @@ def collective_rows(trace_dir: Path, *, steps: int) -> list[CollectiveRow]:
     return rows_of(read_traces(trace_dir, steps=steps), steps=steps)
 
 
-def rows_of(traces: Sequence[RankTrace], *, steps: int) -> list[CollectiveRow]:
-    """The rows of traces that are already read."""
+def rows_of(traces: Sequence[RankTrace], *, steps: int, found: Sequence[Matched] | None = None) -> list[CollectiveRow]:
+    """The rows of traces that are already read, and whose collectives may be ``found`` already."""
     by_kind: dict[Kind, list[Matched]] = defaultdict(list)
-    for matched in match(traces):
+    for matched in match(traces) if found is None else found:
         by_kind[matched.kind].append(matched)
     work = {trace.rank: trace.kernels.work for trace in traces} if all(t.on_cuda for t in traces) else {}
-    rows = [_row(kind, found, steps, work) for kind, found in by_kind.items()]
+    rows = [_row(kind, calls, steps, work) for kind, calls in by_kind.items()]
     return sorted(rows, key=lambda row: (-row.transfer_s, row.op, row.purpose, row.phase, row.axis))
 
 

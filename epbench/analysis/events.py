@@ -5,7 +5,6 @@ straight into small typed objects and leaves an event's arguments as they stand 
 for, in a quarter of the time and a tenth of the memory that dictionaries of everything take.
 """
 
-import gzip
 import zlib
 from pathlib import Path
 from typing import Any
@@ -45,12 +44,20 @@ class Document(msgspec.Struct):
 def load(path: Path) -> Document:
     """The trace in a gzipped file. Raises RunError, in a sentence, for a file that is torn or no trace."""
     try:
-        text = gzip.decompress(path.read_bytes())
-        return msgspec.json.decode(text, type=Document)
+        return msgspec.json.decode(_unpacked(path.read_bytes()), type=Document)
     except msgspec.ValidationError as error:
         raise RunError(f"{path}: not a trace of the torch profiler ({error}); run the cell again") from error
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, MemoryError, zlib.error, ValueError) as error:
         raise RunError(f"{path}: not a readable trace ({error}); run the cell again") from error
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """The text of a gzip file of one member, unpacked into one buffer.
+
+    Its size stands in the last four bytes, which in a torn file are any; deflate shrinks by 1032 at most.
+    """
+    size = int.from_bytes(packed[-4:], "little")
+    return zlib.decompress(packed, wbits=31, bufsize=max(1, min(size, 1032 * len(packed))))
 
 
 def correlation_of(event: Event) -> int | None:

@@ -25,7 +25,7 @@ from epbench.layout import Layout
 
 __all__ = ["MAX_EVENTS", "rank_name", "write_merged"]
 
-MAX_EVENTS = 400_000  # of all ranks together: about 60 MB of JSON
+MAX_EVENTS = 200_000  # of all ranks together: about 30 MB of JSON
 MAX_ARROWS = 20_000
 _LINES_AT_ONCE = 2_000
 
@@ -66,7 +66,7 @@ def write_merged(
             file.write(b",\n" if index else b"")
             _write_lines(file, part.events(name, zero_s))
         left_out = {
-            "operators_left_out": sum(len(part.trace.operators) for part in parts if not part.with_operators),
+            "operators_left_out": sum(part.operators_left_out for part in parts),
             "kernels_left_out": sum(part.kernels_left_out for part in parts),
         }
         file.write(b'\n],"otherData":' + msgspec.json.encode(left_out) + b"}\n")
@@ -99,7 +99,12 @@ class _Part:
         kernels = trace.kernels if trace.on_cuda else None
         annotations = len(trace.steps) + len(trace.labels) + len(trace.fsdp) + len(trace.gloo)
         shown = _longest(kernels, max(0, max_events - annotations)) if kernels else np.empty(0, dtype=np.int64)
-        return cls(trace, shown, with_operators=len(shown) + len(trace.operators) + len(trace.gloo) <= max_events)
+        few = len(shown) + len(trace.operators) + len(trace.gloo) <= max_events
+        return cls(trace, shown, with_operators=few and not trace.operators_left_out)
+
+    @property
+    def operators_left_out(self) -> int:
+        return self.trace.operators_left_out + (0 if self.with_operators else len(self.trace.operators))
 
     @property
     def kernels_left_out(self) -> int:

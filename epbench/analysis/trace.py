@@ -25,6 +25,7 @@ __all__ = ["Group", "RankTrace", "Scope", "read_rank"]
 STEP_PREFIX = "epbench:step#"
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
+MAX_OPERATORS = 50_000  # of a rank with a device, whose operators are for looking at only
 _SCOPES = {"steps": STEP_PREFIX, "labels": "comm:", "fsdp": "FSDP::", "gloo": "gloo:"}
 
 _US = 1e-6
@@ -74,6 +75,7 @@ class RankTrace:
     issues: tuple[Scope, ...]  # operators c10d::*, labelled or not
     gloo: tuple[Scope, ...]  # what gloo's worker threads did
     operators: Spans  # of the host, annotations included, but for gloo's threads
+    operators_left_out: int  # so many that nobody would look at them one by one
     kernels: Kernels
 
     def step_at(self, time_s: float) -> int | None:
@@ -126,7 +128,8 @@ def _sorted(document: Document) -> dict[str, Any]:
     scopes = {kind: _scopes(found[kind], with_args=kind == "gloo") for kind in _SCOPES}
     device = [event for category in DEVICE_WORK for event in found[category]]
     annotations = [event for kind in ("steps", "labels", "fsdp", "annotations") for event in found[kind]]
-    operators = _spans([*found["cpu_op"], *annotations]).in_order()
+    too_many = len(found["cpu_op"]) if device and len(found["cpu_op"]) > MAX_OPERATORS else 0
+    operators = _spans([*([] if too_many else found["cpu_op"]), *annotations]).in_order()
     if device:
         kernels = _kernels(device, [event for category in LAUNCHES for event in found[category]])
     else:
@@ -138,6 +141,7 @@ def _sorted(document: Document) -> dict[str, Any]:
         "issues": _scopes((event for event in found["cpu_op"] if event.name.startswith("c10d::")), True),
         "on_cuda": bool(device),
         "operators": operators,
+        "operators_left_out": too_many,
         "kernels": kernels,
     }
 

@@ -19,15 +19,16 @@ def traced(spec: LaunchSpec) -> dict[str, Any]:
     is the first one that is valid.
     """
     from epbench.analysis.breakdown import device_time_of
-    from epbench.analysis.collectives import rows_of
+    from epbench.analysis.collectives import match, rows_of
     from epbench.analysis.merged import rank_name, write_merged
     from epbench.analysis.reading import read_traces
 
     steps = spec.measure.trace_steps
     try:
         traces = read_traces(spec.trace_directory, steps=steps)
-        device = device_time_of(traces, steps=steps)
-        rows = rows_of(traces, steps=steps)
+        found = match(traces)
+        device = device_time_of(traces, steps=steps, found=found)
+        rows = rows_of(traces, steps=steps, found=found)
         names = [rank_name(trace.rank, spec.cell.layout) for trace in traces]
         write_merged(traces, spec.directory.parent / "trace.json.gz", names=names)
     except RunError as error:
