@@ -125,7 +125,8 @@ def _watched(value: LaunchValue, end: LaunchEnd, history: History) -> LaunchValu
     if window is None or value.step_s is None:
         return value
     telemetry = telemetry_of(history, window)
-    invalid = value.invalid_reason or history.loss or slowed_down(telemetry)
+    reasons = (history.loss, slowed_down(telemetry), value.invalid_reason)  # causes before what follows from them
+    invalid = "; ".join(reason for reason in reasons if reason) or None
     tokens = end.spec.cell.tokens_per_step
     energy = energy_j_per_token(telemetry, step_s=value.step_s, tokens_per_step=tokens)
     found = {"telemetry": telemetry, "energy_j_per_token": energy, "valid": invalid is None, "invalid_reason": invalid}

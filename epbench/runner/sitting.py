@@ -70,7 +70,8 @@ class SittingLog:
             return None
         end = watch_launch(server, self._spec(when), interrupted=interrupted, on_progress=lambda _: None)
         verdict = judge(end)
-        self._run.event({"event": "canary", "when": when, "outcome": verdict.outcome, "reason": verdict.reason})
+        how = {"outcome": verdict.outcome, "reason": verdict.reason, "elapsed_s": end.elapsed_s}
+        self._run.event({"event": "canary", "when": when} | how)
         if verdict.outcome == "interrupted":
             return None
         seconds = end.tails[0].results["canary"] if verdict.outcome == "ok" else {}
