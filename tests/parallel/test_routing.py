@@ -6,6 +6,7 @@ are compared with their distributions: the seed is fixed, so a bound that holds 
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ def _cell(routing: str, *, ep: int = 4, **train: Any) -> Cell:
     return Cell(layout=Layout(dp_shard=ep, ep=ep), routing=routing, model=model, train=TrainSpec(**sizes))
 
 
+@cache
 def _ids(
     routing: str, *, layer: int = 0, rows: range = range(ROWS), positions: range = range(S), **cell: Any
 ) -> Tensor:
