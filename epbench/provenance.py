@@ -63,7 +63,10 @@ class Gpus:
 
 
 def find_gpus(variables: Mapping[str, str] = os.environ) -> Gpus:
-    """GPUs visible under ``CUDA_VISIBLE_DEVICES``; none when there is no NVIDIA driver or no NVML binding."""
+    """GPUs visible under ``CUDA_VISIBLE_DEVICES``; none when there is no NVIDIA driver or no NVML binding.
+
+    Raises UnfitMachineError when the driver cannot describe one, as when it has lost it.
+    """
     try:
         import pynvml
     except ImportError:
@@ -74,6 +77,8 @@ def find_gpus(variables: Mapping[str, str] = os.environ) -> Gpus:
         return Gpus()
     try:
         return _visible(_all_gpus(pynvml), variables.get("CUDA_VISIBLE_DEVICES"))
+    except pynvml.NVMLError as error:
+        raise UnfitMachineError(f"the driver cannot describe its GPUs ({error}): see nvidia-smi, reset them") from None
     finally:
         pynvml.nvmlShutdown()
 

@@ -99,6 +99,7 @@ def test_a_machine_that_is_well_has_nothing_to_mend(well: Machine) -> None:
     [
         (gpu(name="H100"), "gpus", "warn", "1 x H200 141 GiB, 1 x H100 141 GiB"),
         (gpu(lost=True), "gpus", "fail", "the driver has lost GPU 1"),
+        (replace(CPU_ONLY, trouble="the driver cannot describe its GPUs"), "gpus", "fail", "cannot describe"),
         (replace(CPU_ONLY, has_driver_files=True), "gpus", "warn", "shows no GPU"),
         (replace(CPU_ONLY, has_driver_files=True, variables={"CUDA_VISIBLE_DEVICES": ""}), "gpus", "ok", "is ''"),
         (gpu(utilization=90), "idle", "warn", "GPU 1 at 90 %, 0.5 GiB used"),
@@ -212,6 +213,14 @@ def test_a_machine_with_a_lost_gpu_and_an_unwilling_driver(monkeypatch: pytest.M
     assert second.lost
     assert found.pairs == (Pair(0, 1, p2p=None, nvlink=None),)
     assert (found.driver, found.cuda_driver, found.software) == ("580.1", 13000, None)
+
+
+def test_gpus_that_cannot_be_listed_are_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(_: Any) -> Gpus:
+        raise UnfitMachineError("GPU is lost")
+
+    monkeypatch.setattr(machine, "find_gpus", fail)
+    assert read(tmp_path).trouble == "GPU is lost"
 
 
 def test_this_machine_can_be_read(tmp_path: Path) -> None:

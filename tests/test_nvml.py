@@ -7,7 +7,9 @@ from typing import Any
 import pynvml
 import pytest
 
+from epbench.errors import UnfitMachineError
 from epbench.nvml import _QUESTIONS, GpuLostError, open_nvml
+from epbench.provenance import find_gpus
 
 
 class Binding(SimpleNamespace):
@@ -102,6 +104,13 @@ def test_links_are_counted_up_to_the_last_one(bind: Any) -> None:
     with open_nvml() as nvml:
         assert nvml is not None
         assert nvml.ask("nvlinks", "GPU-aa") == 17
+
+
+def test_a_gpu_that_cannot_be_listed_is_a_sentence(bind: Any) -> None:
+    binding = bind(Binding(pynvml.NVML_ERROR_GPU_IS_LOST, nvmlDeviceGetCount=lambda: 2))
+    with pytest.raises(UnfitMachineError, match="cannot describe its GPUs"):
+        find_gpus({})
+    assert binding.closed == 1
 
 
 def test_a_machine_without_a_driver_has_no_library(bind: Any) -> None:

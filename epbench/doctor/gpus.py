@@ -22,6 +22,9 @@ def gpu_checks(machine: Machine) -> list[MachineCheck]:
 
 
 def _none(machine: Machine) -> MachineCheck:
+    if machine.trouble is not None:
+        fix = "nvidia-smi says which; reset it (nvidia-smi --gpu-reset) or restart the machine"
+        return MachineCheck(name="gpus", status="fail", found=machine.trouble, fix=fix)
     hidden = machine.variables.get("CUDA_VISIBLE_DEVICES")
     if machine.has_driver_files and hidden is None:
         found = "there is an NVIDIA driver, but it shows no GPU: everything runs on CPU"

@@ -17,6 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from epbench.errors import UnfitMachineError
 from epbench.nvml import GpuLostError, Nvml, open_nvml
 from epbench.provenance import Gpus, find_gpus, nccl_version, torch_cuda_version
 
@@ -121,6 +122,7 @@ class Machine:
     driver: str | None = None
     cuda_driver: int | None = None  # 13000 is CUDA 13.0
     has_driver_files: bool = False
+    trouble: str | None = None  # why the GPUs could not be listed
     software: Software | None = None  # None: not looked at
     variables: Mapping[str, str] = field(default_factory=dict)
     wanted: Wanted | None = None
@@ -135,7 +137,7 @@ def read_machine(
 ) -> Machine:
     """This machine. ``directories`` are what a run writes to; torch is looked at only ``with_software``."""
     probe = _start_probe(variables) if with_software else None
-    visible = find_gpus(variables)
+    visible, trouble = _visible_gpus(variables)
     with open_nvml() as nvml:
         gpus = tuple(_gpu(nvml, visible, index) for index in range(len(visible))) if nvml else ()
         pairs = tuple(_pair(nvml, gpus, *pair) for pair in combinations(range(len(gpus)), 2)) if nvml else ()
@@ -147,6 +149,7 @@ def read_machine(
         driver=visible.driver,
         cuda_driver=cuda_driver,
         has_driver_files=Path("/dev/nvidiactl").exists(),
+        trouble=trouble,
         software=_software(probe) if probe else None,
         variables=dict(variables),
         wanted=wanted,
@@ -168,6 +171,14 @@ _OF_A_GPU = (
     "temperature",
     "nvlinks",
 )
+
+
+def _visible_gpus(variables: Mapping[str, str]) -> tuple[Gpus, str | None]:
+    """The GPUs, or none of them and why."""
+    try:
+        return find_gpus(variables), None
+    except UnfitMachineError as error:
+        return Gpus(), str(error)
 
 
 def _gpu(nvml: Nvml, visible: Gpus, index: int) -> Gpu:

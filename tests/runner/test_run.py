@@ -13,13 +13,14 @@ from textwrap import dedent
 
 import pytest
 
-from epbench.errors import RunError, ScenarioError
-from epbench.records import RunView
+from epbench.errors import RunError, ScenarioError, UnfitMachineError
+from epbench.records import MachineCheck, RunView
 from epbench.runner.launch import RunOptions, RunOutcome, run_scenario
 from epbench.runner.processes import descendants
 from epbench.runner.sitting import differences
 from epbench.scenario import load_scenario
 from epbench.store import open_run
+from tests.report.sample import environment
 from tests.runner.conftest import ROOT, variables_of_tests
 
 DEADLINE_S = 150
@@ -175,6 +176,18 @@ def test_a_spent_budget_leaves_cells_not_run(tmp_path: Path, capsys: pytest.Capt
     assert [cell.outcome for cell in rows(outcome).cells] == [None, "skipped"]
     assert not (outcome.path / "events.jsonl").exists()
     assert "the budget ends here" in capsys.readouterr().err
+
+
+def test_a_machine_that_cannot_be_measured_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unfit(_: Path) -> list[MachineCheck]:
+        raise UnfitMachineError("this machine cannot be measured: mig: on")
+
+    monkeypatch.setattr("epbench.runner.launch.choose_device", lambda *_: ("cuda", "2 GPUs"))
+    monkeypatch.setattr("epbench.runner.launch.describe_environment", lambda *_, **__: environment())
+    monkeypatch.setattr("epbench.runner.launch.check_before_run", unfit)
+    with pytest.raises(UnfitMachineError, match="mig: on"):
+        run(write_scenario(tmp_path, ["verifiable"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["scenario.toml"]
 
 
 def test_only_selects_by_cell_id(tmp_path: Path) -> None:
