@@ -60,7 +60,7 @@ def new_routing(path: Path, shape: tuple[int, int, int, int], *, num_experts: in
     from numpy.lib.format import open_memmap
 
     unfinished = path.with_suffix(".part")
-    ids = open_memmap(unfinished, mode="w+", dtype=np.uint8 if num_experts <= 256 else np.uint16, shape=shape)
+    ids = open_memmap(unfinished, mode="w+", dtype=np.min_scalar_type(num_experts - 1), shape=shape)
     yield ids
     ids.flush()
     unfinished.replace(path)

@@ -109,8 +109,8 @@ def forced_ids(cell: Cell, *, layer: int, rows: range, positions: range, device:
 class ForcedRouting:
     """One rank's share of a forced routing: all micro-batches made at once, one of them in force.
 
-    Routers read buffers, one a MoE layer: [T, K] int64. :meth:`enforce` fills them from copies of one or two bytes an
-    id, without allocating and without a host sync.
+    Routers read buffers, one a MoE layer: [T, K] int64. :meth:`enforce` fills them from copies of one byte an id,
+    or four, without allocating and without a host sync.
     """
 
     @classmethod
@@ -121,7 +121,7 @@ class ForcedRouting:
 
     def __init__(self, cell: Cell, *, rows: range, positions: range, device: torch.device) -> None:
         size, model = cell.micro_batch_size, cell.model
-        narrow = torch.uint8 if model.num_experts <= 256 else torch.int16
+        narrow = torch.uint8 if model.num_experts <= 256 else torch.int32
         layers = [
             forced_ids(cell, layer=layer, rows=rows, positions=positions, device=device).to(narrow)
             for layer in range(model.num_moe_layers)
