@@ -37,14 +37,14 @@ class _Size:
 
     gemm: int  # rows and columns of both factors
     buffer_bytes: int  # of each collective, a rank
+    warm_up: int  # repetitions that are not timed; a GPU takes 0.1 s to raise its clock from idle
     repetitions: int
     dtype: torch.dtype
 
 
-_WARM_UP = 5
 _SIZES = {
-    "cuda": _Size(gemm=8192, buffer_bytes=128 * 2**20, repetitions=60, dtype=torch.bfloat16),
-    "cpu": _Size(gemm=256, buffer_bytes=2**18, repetitions=25, dtype=torch.float32),
+    "cuda": _Size(gemm=8192, buffer_bytes=128 * 2**20, warm_up=100, repetitions=60, dtype=torch.bfloat16),
+    "cpu": _Size(gemm=256, buffer_bytes=2**18, warm_up=5, repetitions=25, dtype=torch.float32),
 }
 
 
@@ -56,14 +56,18 @@ def time_canary(world: "World", *, on_progress: Progress) -> dict[str, Spread]:
     size = _SIZES[world.device.type]
     found = {}
     for index, (name, work) in enumerate(_pieces(size, world).items()):
-        found[name] = _spread(_time(work, size.repetitions, world))
+        found[name] = _spread(_time(work, size, world))
         on_progress("canary", index)
     return found
 
 
 def _pieces(size: _Size, world: "World") -> dict[str, Callable[[], object]]:
-    """The work, on data that stays finite however often it is repeated."""
-    factor = torch.ones(size.gemm, size.gemm, dtype=size.dtype, device=world.device)
+    """The work, on data that stays finite however often it is repeated.
+
+    The factor is random: a product of constants draws less power, and would not meet a power limit.
+    """
+    random = torch.Generator(world.device).manual_seed(0)
+    factor = torch.randn(size.gemm, size.gemm, generator=random, device=world.device).to(size.dtype)
     product = torch.empty_like(factor)
     pieces: dict[str, Callable[[], object]] = {"gemm": lambda: torch.mm(factor, factor, out=product)}
     if world.world_size == 1:
@@ -77,13 +81,13 @@ def _pieces(size: _Size, world: "World") -> dict[str, Callable[[], object]]:
     return pieces
 
 
-def _time(work: Callable[[], object], repetitions: int, world: "World") -> list[float]:
+def _time(work: Callable[[], object], size: _Size, world: "World") -> list[float]:
     """Seconds of each repetition on its slowest rank, back to back; a first few are not timed."""
-    for _ in range(_WARM_UP):
+    for _ in range(size.warm_up):
         work()
     line_up(world)
     times = _by_events if world.device.type == "cuda" else _by_host
-    return maximum_over_ranks(times(work, repetitions, world), world)
+    return maximum_over_ranks(times(work, size.repetitions, world), world)
 
 
 def _by_events(work: Callable[[], object], repetitions: int, world: "World") -> list[float]:
