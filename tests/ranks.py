@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,20 @@ def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: Work) 
     os._exit(0)
 
 
+def _context(backend: str) -> ForkServerContext | SpawnContext:
+    """A CUDA rank starts afresh: the preloaded compiler may have looked at a GPU, and what did cannot be forked."""
+    if backend == "nccl":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.preload"])
+    return context
+
+
 @contextmanager
 def _world(size: int, work: Work) -> Iterator[list[Connection]]:
-    context: ForkServerContext = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.preload"])
+    context = _context(work[2])
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
-    processes: list[ForkServerProcess] = []
+    processes: list[ForkServerProcess | SpawnProcess] = []
     with tempfile.TemporaryDirectory() as directory:
         store = str(Path(directory) / "store")
         try:

@@ -184,7 +184,8 @@ class MoE(nn.Module):
         if self.shared_experts is None:
             return routed
         # after the dispatch: the host has just waited for split sizes, and this work lets it run ahead again
-        return routed._replace(shared=self.shared_experts(x_BSD))
+        # every field by position: what _replace makes, torch 2.11 cannot hand out of a graph
+        return Routed(*routed[:-1], self.shared_experts(x_BSD))
 
     def merge(self, y_RD: Tensor, routed: Routed, batch: int) -> Tensor:
         """From expert outputs back to tokens [batch, S, D]: each token's copies summed, weighted by their scores."""
