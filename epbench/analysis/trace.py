@@ -25,6 +25,15 @@ __all__ = ["Group", "RankTrace", "Scope", "read_rank"]
 STEP_PREFIX = "epbench:step#"
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
+CALL_ARGS = (
+    "Collective name",
+    "In msg nelems",
+    "Out msg nelems",
+    "Group size",
+    "dtype",
+    "Process Group Description",
+    "Process Group Ranks",
+)
 MAX_OPERATORS = 50_000  # of a rank with a device, whose operators are for looking at only
 _SCOPES = {"steps": STEP_PREFIX, "labels": "comm:", "fsdp": "FSDP::", "gloo": "gloo:"}
 
@@ -200,8 +209,14 @@ def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
         launch_s=np.array([np.nan if one is None else one.ts * _US for one in launches], dtype=np.float64),
         thread=np.array([-1 if one is None else _thread(one.tid) for one in launches], dtype=np.int64),
         stream=spans.thread,  # the lane of a kernel is its stream
-        args={place: mapping_of(device[place]) for place, name in enumerate(spans.name.tolist()) if moves[name]},
+        args={place: _about_call(device[place]) for place, name in enumerate(spans.name.tolist()) if moves[name]},
     )
+
+
+def _about_call(event: Event) -> dict[str, Any]:
+    """Of the arguments of a kernel those that tell of the collective, and none of grids and registers."""
+    args = mapping_of(event)
+    return {key: args[key] for key in CALL_ARGS if key in args}
 
 
 def _named(events: Iterable[Event]) -> tuple[tuple[str, ...], Any]:
