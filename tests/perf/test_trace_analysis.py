@@ -3,7 +3,7 @@
 Eight ranks of 100 MB: at most 10 s on two cores and 1.5 GB over all processes. The suite runs a fiftieth of it, and
 only the whole is held to the time; it, and the figures to quote, come from::
 
-    EPBENCH_TRACE_MB=100 pytest tests/perf/test_trace_analysis.py --benchmark-only
+    EPBENCH_TRACE_MB=100 pytest tests/perf/test_trace_analysis.py -k eight
 """
 
 import os
