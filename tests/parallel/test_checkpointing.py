@@ -152,7 +152,8 @@ def _residents(cell: Cell) -> tuple[int, int]:
 def _all_residents() -> dict[tuple[str, Mode], tuple[int, int]]:
     model = ModelSpec(vocab_size=64, num_layers=1)
     layout = Layout(dp_shard=2, ep=2)
-    return {(kind, mode): _residents(_cell(layout, kind, mode, model=model)) for mode in MODES for kind in KINDS}
+    cases: list[tuple[str, Mode]] = [*((kind, "eager") for kind in KINDS), ("selective", "compiled")]
+    return {(kind, mode): _residents(_cell(layout, kind, mode, model=model)) for kind, mode in cases}
 
 
 def test_memory_does_not_grow_over_fifty_steps() -> None:
@@ -162,7 +163,7 @@ def test_memory_does_not_grow_over_fifty_steps() -> None:
 
 def _peaks() -> list[int]:
     """Bytes that a step adds at its worst, for the kinds in turn."""
-    model = ModelSpec(num_layers=8, hidden_size=64, moe_intermediate_size=64, vocab_size=64)
+    model = ModelSpec(num_layers=16, hidden_size=64, moe_intermediate_size=64, vocab_size=64)
     peaks = []
     for kind in KINDS:
         cell = _cell(Layout(dp_shard=2, ep=2), kind, model=model, seq_len=512)

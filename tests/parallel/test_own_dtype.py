@@ -23,12 +23,10 @@ MODEL = ModelSpec(vocab_size=128)
 TRAIN = TrainSpec(seq_len=32, global_batch_size=4, micro_batch_size=1, compute_dtype="bf16")
 
 LAYOUTS = {
-    "dp4": Layout(dp_shard=4),
     "dp4-ep2": Layout(dp_shard=4, ep=2),
     "dp2-tp2-ep2": Layout(dp_shard=2, tp=2, ep=2),
     "dp2-tp2-etp2": Layout(dp_shard=2, tp=2, etp=2),
     "cp2-tp2-ep4": Layout(cp=2, tp=2, ep=4),
-    "rep2-dp2-ep2": Layout(dp_replicate=2, dp_shard=2, ep=2),
 }
 
 

@@ -65,8 +65,8 @@ def test_the_table_is_wide_and_says_what_each_row_is_for() -> None:
     assert len({row.cell().id for row in ROWS}) == len(ROWS), "no row is there twice"
 
 
-def test_the_sample_has_every_row_mode_and_checkpointing() -> None:
-    assert {case.row.special for case in sample()} == {row.special for row in ROWS}
+def test_the_sample_has_every_mode_and_checkpointing_and_twenty_layouts() -> None:
+    assert len({case.row.layout for case in sample()}) >= 20
     assert Counter((case.mode, case.checkpointing) for case in sample()).keys() == {
         (case.mode, case.checkpointing) for case in complete()
     }
@@ -117,7 +117,7 @@ def test_drawn_layout_equals_one_rank(pytestconfig: pytest.Config) -> None:
     """The same few every time, so that a failure is a finding and not the weather; more with ``--all-layouts``."""
 
     @settings(
-        max_examples=60 if pytestconfig.getoption("all_layouts") else 5,
+        max_examples=60 if pytestconfig.getoption("all_layouts") else 3,
         derandomize=True,
         database=None,
         deadline=None,

@@ -34,7 +34,7 @@ PROGRAM = dedent("""
 """)
 
 
-def write_scenario(directory: Path, stacks: list[str], *, launches: int = 3) -> Path:
+def write_scenario(directory: Path, stacks: list[str], *, launches: int = 3, canary: bool = False) -> Path:
     path = directory / "scenario.toml"
     names = ", ".join(f'"tests.runner.fake_stacks:{stack}"' for stack in stacks)
     path.write_text(f"""
@@ -52,6 +52,7 @@ max_steps = 4
 max_warmup_steps = 8
 trace_steps = 1
 verify = "loss"
+canary = {str(canary).lower()}
 [matrix]
 layout = ["dp2", "dp2-ep3"]
 train.stack = [{names}]
@@ -90,7 +91,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome
     with pytest.MonkeyPatch.context() as patch:
         steady(patch)
         before = descendants(os.getpid())
-        scenario = write_scenario(tmp_path_factory.mktemp("run"), ["verifiable", "good", "verifiable_once"])
+        stacks = ["verifiable", "good", "verifiable_once"]
+        scenario = write_scenario(tmp_path_factory.mktemp("run"), stacks, canary=True)
         outcome = run(scenario)
         assert set(descendants(os.getpid())) <= set(before), "a run left processes behind"
         return scenario, outcome

@@ -22,9 +22,6 @@ TOLERANCE = 1e-5
 DP4 = Layout(dp_shard=4)
 CASES: dict[str, dict[str, Any]] = {
     "dp4": {},
-    "dp4, everything recomputed": {"train": {"activation_checkpointing": "full"}},
-    "dp4, compiled": {"mode": "compiled"},
-    "rep2-dp2": {"layout": Layout(dp_replicate=2, dp_shard=2)},
     "rep4": {"layout": Layout(dp_replicate=4), "train": {"max_grad_norm": 0.0}},
     "rep2-dp2, compiled and recomputed": {
         "layout": Layout(dp_replicate=2, dp_shard=2),
@@ -34,7 +31,6 @@ CASES: dict[str, dict[str, Any]] = {
     "dp2-cp2": {"layout": Layout(dp_shard=2, cp=2)},
     "cp4, kv heads repeated": {"layout": Layout(cp=4), "model": {"num_key_value_heads": 2}},
     "packed documents": {"train": {"packing": "lognormal", "seq_len": 64}},
-    "forced routing": {"routing": "round_robin"},
     "packed documents, dp2-cp2, forced routing, scores as they are, compiled and recomputed": {
         "layout": Layout(dp_shard=2, cp=2),
         "mode": "compiled",
@@ -49,7 +45,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "a dense first layer": {"model": {"mlp_only_layers": (0,)}},
     "fewer experts than ranks": {"model": {"num_experts": 3}},
-    "bf16": {"train": {"compute_dtype": "bf16"}},
     "bf16, dp2-cp2": {"layout": Layout(dp_shard=2, cp=2), "train": {"compute_dtype": "bf16"}},
     "weights kept after forward, two sequences at once": {
         "train": {"reshard_after_forward": False, "micro_batch_size": 2}
