@@ -144,6 +144,7 @@ _NOT_EVERY_TIME = frozenset(
         "shared experts on sequence-sharded tokens, weights kept after forward",
         "scores before experts, no clipping",
         "two micro-batches of two sequences",
+        "as many ranks a sequence as kv heads, ep over cp",
     }
 )
 # what is compiled every time: no more, since eight ranks that compile on two cores take as long as six eager cases

@@ -70,7 +70,6 @@ WOVEN_IDLE = pytest.mark.xfail(
 @pytest.mark.parametrize(
     ("kind", "layout", "checkpointing", "spans"),
     [
-        pytest.param("whole", Layout(dp_shard=2, ep=2), "none", BUSY + IDLE, id="whole, experts outside FSDP"),
         pytest.param("whole", FSDP_EP, "selective", BUSY + IDLE, id="whole, a mesh per parameter"),
         pytest.param("woven", FSDP_EP, "none", BUSY, id="woven"),
         pytest.param("woven", FSDP_EP, "none", IDLE, id="woven, ranks without rows", marks=WOVEN_IDLE),

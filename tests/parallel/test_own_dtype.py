@@ -67,11 +67,6 @@ def test_bf16_is_within_its_bounds(layout: str) -> None:
     assert own.grad_error is not None and own.grad_error > 1e-4, "bf16 that rounds nothing was not bf16"
 
 
-def test_compiled_bf16_is_within_its_bounds() -> None:
-    own = _own(_cell("dp2-tp2-etp2", "compiled"))
-    assert own.passed, own
-
-
 @pytest.mark.parametrize(
     ("plant", "layout", "parameter"),
     [

@@ -23,11 +23,6 @@ DP4 = Layout(dp_shard=4)
 CASES: dict[str, dict[str, Any]] = {
     "dp4": {},
     "rep4": {"layout": Layout(dp_replicate=4), "train": {"max_grad_norm": 0.0}},
-    "rep2-dp2, compiled and recomputed": {
-        "layout": Layout(dp_replicate=2, dp_shard=2),
-        "mode": "compiled",
-        "train": {"activation_checkpointing": "full"},
-    },
     "dp2-cp2": {"layout": Layout(dp_shard=2, cp=2)},
     "cp4, kv heads repeated": {"layout": Layout(cp=4), "model": {"num_key_value_heads": 2}},
     "packed documents": {"train": {"packing": "lognormal", "seq_len": 64}},
