@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from epbench.cells import TrainSpec
+from epbench.parallel.communication import Axis, all_reduce_
+from epbench.parallel.gradients import clip_, local_gradients, sum_of_squares
 
-__all__ = ["ShardedAdamW"]
+__all__ = ["ShardedAdamW", "clip_and_step"]
 
 
 class ShardedAdamW:
@@ -38,7 +40,29 @@ class ShardedAdamW:
         self._optimizer.register_step_pre_hook(lambda *_: hook())
 
     @property
+    def parameter_bytes(self) -> int:
+        """Bytes of the parameters on this rank; their gradients have as many."""
+        return sum(shard.nbytes for shard in self._shards.values())
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of the moments on this rank."""
         states = self._optimizer.state.values()
         return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
+
+
+def clip_and_step(
+    optimizer: ShardedAdamW, params: Iterable[nn.Parameter], loss: Tensor, *, world: Axis, max_norm: float
+) -> tuple[Tensor, Tensor]:
+    """What follows a step's last backward: the global loss and norm in one all-reduce, clipping, and the update.
+
+    ``loss`` is this rank's share of the global mean. Returns that mean and the norm before clipping, both scalars on
+    the device, equal on every rank; 0 as ``max_norm`` clips nothing.
+    """
+    gradients = local_gradients(params)
+    squares = sum_of_squares(gradients, world_size=world.size, device=loss.device)
+    totals = all_reduce_(torch.stack([loss, squares]), axis=world, purpose="norm")
+    norm = totals[1].sqrt()
+    clip_([grad for _, grad in gradients], norm, max_norm)
+    optimizer.step(gradients)
+    return totals[0], norm

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from epbench.cells import Cell
 from epbench.model.attention import Sequences, packed
@@ -13,10 +12,9 @@ from epbench.model.init import init_weights
 from epbench.model.router import Router, zero_biases
 from epbench.parallel.apply import parallelize
 from epbench.parallel.balance import Balance
-from epbench.parallel.communication import all_reduce_
-from epbench.parallel.gradients import clip_, local_gradients, sum_of_squares, whole_gradient
+from epbench.parallel.gradients import whole_gradient
 from epbench.parallel.mesh import ParallelDims
-from epbench.parallel.optimizer import ShardedAdamW
+from epbench.parallel.optimizer import ShardedAdamW, clip_and_step
 from epbench.parallel.routing import ForcedRouting
 from epbench.stacks.protocol import Batch, StepDescription, World
 
@@ -145,14 +143,12 @@ class Qwen3MoeStep:
             if self._balance is not None:
                 self._balance.observe()
             loss += part.detach()
-        gradients = local_gradients(self._params.values())
-        squares = sum_of_squares(gradients, world_size=self._world.size, device=self._device)
-        totals = torch.stack([loss / self.cell.layout.tp, squares])  # every tp rank has the same loss
-        all_reduce_(totals, axis=self._world, purpose="norm")
-        self._norm = totals[1].sqrt()
-        clip_([grad for _, grad in gradients], self._norm, self.cell.train.max_grad_norm)
-        self._optimizer.step(gradients)
-        return totals[0]
+        share = loss / self.cell.layout.tp  # every tp rank has the same loss
+        limit = self.cell.train.max_grad_norm
+        mean, self._norm = clip_and_step(
+            self._optimizer, self._params.values(), share, world=self._world, max_norm=limit
+        )
+        return mean
 
     def grad_norm(self) -> Tensor | None:
         """Global norm before clipping."""
@@ -169,8 +165,7 @@ class Qwen3MoeStep:
 
     def describe(self) -> StepDescription:
         """Sizes of this rank's shards."""
-        shards = [p._local_tensor if isinstance(p, DTensor) else p for p in self._params.values()]
-        resident = sum(shard.nbytes for shard in shards)
+        resident = self._optimizer.parameter_bytes
         return StepDescription(
             parameters=sum(p.numel() for p in self._params.values()),
             parameter_bytes=resident,

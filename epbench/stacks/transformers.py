@@ -15,18 +15,16 @@ import torch
 import transformers
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from epbench.cells import Cell, TrainSpec
 from epbench.errors import ScenarioError
 from epbench.model.attention import positions_in_documents
-from epbench.parallel.communication import all_reduce_
 from epbench.parallel.compilation import compile_backend
 from epbench.parallel.data import DTYPES
-from epbench.parallel.gradients import clip_, local_gradients, sum_of_squares, whole_gradient
+from epbench.parallel.gradients import whole_gradient
 from epbench.parallel.mesh import ParallelDims
-from epbench.parallel.optimizer import ShardedAdamW
+from epbench.parallel.optimizer import ShardedAdamW, clip_and_step
 from epbench.parallel.routing import ForcedRouting
 from epbench.stack_support import unsupported
 from epbench.stacks.protocol import Batch, StepDescription, World
@@ -178,13 +176,11 @@ class TransformersStep:
             part = self.model(tokens, labels, scale, positions, documents)
             part.backward()
             loss += part.detach()
-        gradients = local_gradients(self._params.values())
-        squares = sum_of_squares(gradients, world_size=self._world.size, device=self._device)
-        totals = all_reduce_(torch.stack([loss, squares]), axis=self._world, purpose="norm")
-        self._norm = totals[1].sqrt()
-        clip_([grad for _, grad in gradients], self._norm, self.cell.train.max_grad_norm)
-        self._optimizer.step(gradients)
-        return totals[0]
+        limit = self.cell.train.max_grad_norm
+        mean, self._norm = clip_and_step(
+            self._optimizer, self._params.values(), loss, world=self._world, max_norm=limit
+        )
+        return mean
 
     def grad_norm(self) -> Tensor | None:
         """Global norm before clipping."""
@@ -204,8 +200,7 @@ class TransformersStep:
 
     def describe(self) -> StepDescription:
         """Sizes of this rank's shards, and which implementations ran."""
-        shards = [param.to_local() if isinstance(param, DTensor) else param for param in self._params.values()]
-        resident = sum(shard.nbytes for shard in shards)
+        resident = self._optimizer.parameter_bytes
         return StepDescription(
             parameters=sum(param.numel() for param in self._params.values()),
             parameter_bytes=resident,

@@ -71,7 +71,7 @@ def _expert_gradient_divided() -> Plant:
                 grad.div_(param.device_mesh.size(names.index("efsdp")))
         return pairs
 
-    return patch("epbench.stacks.qwen3_moe.local_gradients", wrong)
+    return patch("epbench.parallel.optimizer.local_gradients", wrong)
 
 
 def _norm_counts_replicas() -> Plant:
