@@ -148,6 +148,7 @@ def _timed(end: LaunchEnd, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if end.spec.detailed:
         found["memory"] = _peak_memory([result["memory"] for result in results])
         found["expert_load"] = ExpertLoad.model_validate(results[0]["expert_load"])
+    if end.spec.traced:
         found |= traced(end.spec)
         found["value"] = value.model_copy(update={"device_work_s": found.pop("device_work_s", None)})
     return found

@@ -30,8 +30,13 @@ class LaunchSpec(Frozen):
     repeats: int | None = Field(None, description="index of the invalid launch that this one replaces")
     device: Device
     measure: MeasureSpec
-    detailed: bool = Field(True, description="memory, routing and trace passes after the timing pass")
+    detailed: bool = Field(True, description="memory and routing passes after the timing pass, and a trace that stays")
     directory: Path
+
+    @property
+    def traced(self) -> bool:
+        """Whether there is a trace pass: device work time, unlike memory or routing, has a spread over launches."""
+        return self.detailed or self.device == "cuda"
 
     @property
     def group_timeout_s(self) -> float:

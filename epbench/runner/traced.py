@@ -4,6 +4,7 @@ A trace that cannot be read is no reason to lose the step time: the launch keeps
 has no collectives and no breakdown.
 """
 
+import shutil
 from typing import Any
 
 from epbench.errors import RunError
@@ -15,8 +16,8 @@ __all__ = ["traced"]
 def traced(spec: LaunchSpec) -> dict[str, Any]:
     """Fields of a launch's record, and ``device_work_s``; only a ``note`` if the traces cannot be used.
 
-    Also writes ``trace.json.gz`` beside the cell's launches: of the last launch that was looked at closely, which
-    is the first one that is valid.
+    Also writes ``trace.json.gz`` beside the cell's launches, of the last launch that was looked at closely, which is
+    the first one that is valid. The traces of other launches are deleted once they are read.
     """
     from epbench.analysis.breakdown import device_time_of
     from epbench.analysis.collectives import match, rows_of
@@ -29,8 +30,11 @@ def traced(spec: LaunchSpec) -> dict[str, Any]:
         found = match(traces)
         device = device_time_of(traces, steps=steps, found=found)
         rows = rows_of(traces, steps=steps, found=found)
-        names = [rank_name(trace.rank, spec.cell.layout) for trace in traces]
-        write_merged(traces, spec.directory.parent / "trace.json.gz", names=names)
+        if spec.detailed:
+            names = [rank_name(trace.rank, spec.cell.layout) for trace in traces]
+            write_merged(traces, spec.directory.parent / "trace.json.gz", names=names)
+        else:
+            shutil.rmtree(spec.trace_directory)
     except RunError as error:
         return {"note": f"no collectives: {error}"}
     return {

@@ -162,6 +162,8 @@ def _measure(spec: LaunchSpec, world: "World", log: RankLog) -> None:
         recorder.write(spec.recorded_routing, world)
     if spec.detailed:
         _look_closer(spec, step, data, world=world, log=log)
+    if spec.traced:
+        _trace(spec, step, data, world=world, log=log)
 
 
 def _recorder(spec: LaunchSpec, step: "Step") -> "RoutingRecorder | None":
@@ -172,7 +174,6 @@ def _recorder(spec: LaunchSpec, step: "Step") -> "RoutingRecorder | None":
 
 
 def _look_closer(spec: LaunchSpec, step: "Step", data: Any, *, world: "World", log: RankLog) -> None:
-    from epbench.measure.capture import trace_pass
     from epbench.measure.memory import memory_pass
     from epbench.measure.routing import expert_copies, expert_load
 
@@ -183,6 +184,11 @@ def _look_closer(spec: LaunchSpec, step: "Step", data: Any, *, world: "World", l
     copies = expert_copies(step, spec.cell, world)
     if copies is not None and world.rank == 0:
         write_atomically(spec.expert_copies, copies.model_dump_json())
+
+
+def _trace(spec: LaunchSpec, step: "Step", data: Any, *, world: "World", log: RankLog) -> None:
+    from epbench.measure.capture import trace_pass
+
     log.phase("trace")
     spec.trace_directory.mkdir(exist_ok=True)
     trace_pass(step, data, world, steps=spec.measure.trace_steps, directory=spec.trace_directory)

@@ -53,3 +53,15 @@ def test_a_torn_trace_is_a_note_and_nothing_else(spec: LaunchSpec) -> None:
     assert set(found) == {"note"}
     assert "rank-1.json.gz: not a readable trace" in found["note"]
     assert not (spec.directory.parent / "trace.json.gz").exists()
+
+
+def test_a_later_launch_keeps_its_numbers_and_not_its_traces(spec: LaunchSpec) -> None:
+    merged = spec.directory.parent / "trace.json.gz"
+    device_work_s = traced(spec)["device_work_s"]
+    merged.unlink()
+    later = spec.model_copy(update={"detailed": False})
+    assert later.traced
+    assert not later.model_copy(update={"device": "cpu"}).traced
+    assert traced(later)["device_work_s"] == device_work_s
+    assert not later.trace_directory.exists()
+    assert not merged.exists()
