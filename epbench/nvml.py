@@ -99,6 +99,8 @@ def _active_links(nvml: Any, gpu: Any) -> int:
     return active
 
 
+_P2P_READ = 0  # NVML_P2P_CAPS_INDEX_READ of nvml.h, which the binding holds as a tuple
+
 # The driver's own units: MHz, mW, mJ, C, per cent, bytes, ns.
 _QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "sm_clock": lambda n, gpu: n.nvmlDeviceGetClockInfo(gpu, n.NVML_CLOCK_SM),
@@ -121,7 +123,7 @@ _QUESTIONS: Mapping[str, Callable[..., Any]] = {
     "highest_clock": lambda n, gpu: n.nvmlDeviceGetMaxClockInfo(gpu, n.NVML_CLOCK_SM),
     "exclusive": lambda n, gpu: n.nvmlDeviceGetComputeMode(gpu) != n.NVML_COMPUTEMODE_DEFAULT,
     "nvlinks": _active_links,
-    "p2p": lambda n, a, b: n.nvmlDeviceGetP2PStatus(a, b, n.NVML_P2P_CAPS_INDEX_READ) == n.NVML_P2P_STATUS_OK,
+    "p2p": lambda n, a, b: n.nvmlDeviceGetP2PStatus(a, b, _P2P_READ) == n.NVML_P2P_STATUS_OK,
     "p2p_nvlink": lambda n, a, b: n.nvmlDeviceGetP2PStatus(a, b, n.NVML_P2P_CAPS_INDEX_NVLINK) == n.NVML_P2P_STATUS_OK,
     "cuda_driver": lambda n: n.nvmlSystemGetCudaDriverVersion_v2(),
 }

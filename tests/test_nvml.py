@@ -28,7 +28,8 @@ class Binding(SimpleNamespace):
         if not name.startswith("nvml"):
             return getattr(pynvml, name)
 
-        def fail(*_: Any) -> Any:
+        def fail(*arguments: Any) -> Any:
+            assert all(isinstance(one, int | str) for one in arguments), f"{name} takes handles and integers"
             raise pynvml.NVMLError(self.error)
 
         return fail
