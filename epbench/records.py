@@ -140,6 +140,7 @@ class CollectiveRow(Frozen):
     calls_per_step: float
     bytes: int
     bytes_mean: float
+    bus_bytes: float | None = Field(None, description="of a call, over the wire, of the rank that moves most; median")
     transfer_s: float
     wait_s: float
     exposed_s: float | None = None
@@ -151,7 +152,8 @@ class CollectiveRow(Frozen):
     )
     algbw_bytes_per_s: float | None
     busbw_bytes_per_s: float | None
-    ceiling_busbw_bytes_per_s: float | None = None
+    ceiling_busbw_bytes_per_s: float | None = Field(None, description="best of the isolated sweep for these bytes")
+    isolated_s: float | None = Field(None, description="transfer of one such call, alone on the same groups")
 
 
 class ExpertLoad(Frozen):
@@ -239,6 +241,9 @@ class CellResult(Frozen):
     device: str | None = None
     launches: int = 0
     launch_values: list[LaunchValue] = Field(default_factory=list)
+    phases_s: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="verify, measure: wall seconds of each phase of a launch, the median"
+    )
     step_s: float | None = None
     step_s_low: float | None = None
     step_s_high: float | None = None

@@ -9,6 +9,7 @@ from epbench.flops import mfu, tflops
 from epbench.packing import attended_length
 from epbench.records import CellResult, EnvironmentRecord, LaunchValue, Outcome, OwnDtypeRecord
 from epbench.runner.launched import LaunchRecord
+from epbench.runner.phases import median_phases
 from epbench.store import CellEntry, result_of
 
 __all__ = ["VALID_LAUNCHES", "cell_result", "fatal"]
@@ -29,6 +30,7 @@ def cell_result(
         "device": environment.device,
         "launches": len(measured),
         "launch_values": [_launch_value(launch) for launch in measured],
+        "phases_s": _phases(launches),
     }
     for launch in launches:
         if launch.verify is not None:
@@ -37,6 +39,13 @@ def cell_result(
         found |= _numbers(entry.cell, measured, environment) | _details(measured)
         found["reason"] = reason or next((launch.note for launch in measured if launch.note), None)
     return result_of(entry).model_copy(update=found)
+
+
+def _phases(launches: Sequence[LaunchRecord]) -> dict[str, dict[str, float]]:
+    """By kind of launch; nothing of a kind that was not launched."""
+    kinds = ("verify", "measure")
+    found = {kind: median_phases(launch.phases_s for launch in launches if launch.kind == kind) for kind in kinds}
+    return {kind: phases for kind, phases in found.items() if phases}
 
 
 def fatal(launches: Sequence[LaunchRecord]) -> LaunchRecord | None:

@@ -7,6 +7,7 @@ invalid.
 """
 
 import platform
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, stdev
@@ -28,6 +29,7 @@ from epbench.records import (
     VerifyRecord,
 )
 from epbench.runner.outcome import Verdict
+from epbench.runner.phases import launch_phases
 from epbench.runner.telemetry import History, energy_j_per_token, slowed_down, telemetry_of, timed_window
 from epbench.runner.traced import traced
 from epbench.runner.watch import LaunchEnd
@@ -60,7 +62,8 @@ class LaunchRecord(Frozen):
     protocol: str = Field(description="digest of how it was measured")
     outcome: Outcome
     reason: str | None
-    elapsed_s: float = Field(description="wall time of the whole launch, start-up included")
+    elapsed_s: float = Field(description="wall time of the whole launch, from its order to this record")
+    phases_s: dict[str, float] = Field(default_factory=dict, description="sum to elapsed_s")
     value: LaunchValue | None = None
     losses: list[float] = Field(default_factory=list)
     compile: CompileRecord = CompileRecord()
@@ -96,6 +99,14 @@ def measured(end: LaunchEnd, verdict: Verdict, *, environment: str, history: His
 
     ``history`` is what was sampled of its GPUs meanwhile.
     """
+    began_s = time.monotonic()
+    record = _measured(end, verdict, environment=environment, history=history)
+    analysis_s = time.monotonic() - began_s
+    phases_s = launch_phases(end, analysis_s=analysis_s, compile_s=record.compile.seconds)
+    return record.model_copy(update={"elapsed_s": end.elapsed_s + analysis_s, "phases_s": phases_s})
+
+
+def _measured(end: LaunchEnd, verdict: Verdict, *, environment: str, history: History | None) -> LaunchRecord:
     spec = end.spec
     lost = history.loss if history else None
     record = LaunchRecord(

@@ -17,7 +17,22 @@ from epbench.provenance import Device
 __all__ = ["PHASES", "LaunchSpec"]
 
 # In the order in which a rank passes them; who is in an earlier one is further behind.
-PHASES = ("fork", "start", "build", "verify", "canary", "warmup", "timing", "memory", "routing", "trace", "done")
+PHASES = (
+    "fork",
+    "start",
+    "ready",  # the first collective is done
+    "build",
+    "verify_reference",
+    "verify_layout",
+    "verify_own_dtype",
+    "canary",
+    "warmup",
+    "timing",
+    "memory",
+    "routing",
+    "trace",
+    "done",
+)
 
 
 class LaunchSpec(Frozen):

@@ -224,24 +224,49 @@ def _worst_over_ranks(errors: _Errors) -> _Errors:
     )
 
 
-def verify_cell(cell: Cell, world: World, *, scope: Literal["full", "loss"] = "full", tolerance: float) -> VerifyRecord:
+OnStage = Callable[[str], object]
+
+
+def _unheard(_stage: str) -> None:
+    return
+
+
+def verify_cell(
+    cell: Cell,
+    world: World,
+    *,
+    scope: Literal["full", "loss"] = "full",
+    tolerance: float,
+    on_stage: OnStage = _unheard,
+) -> VerifyRecord:
     """Runs one shrunk step in the cell's layout and on one rank; collective, the same record on all ranks.
 
     ``tolerance`` is relative and the same for all four errors. A stack that gives no gradients is verified on
-    its losses only, and the record's scope says so.
+    its losses only, and the record's scope says so. ``on_stage`` is told what begins: ``reference``, ``layout``,
+    ``own_dtype``.
     """
-    return verify_batch(cell, world, batches(shrink(cell), 1, world.device)[0], scope=scope, tolerance=tolerance)
+    batch = batches(shrink(cell), 1, world.device)[0]
+    return verify_batch(cell, world, batch, scope=scope, tolerance=tolerance, on_stage=on_stage)
 
 
 def verify_batch(
-    cell: Cell, world: World, batch: Batch, *, scope: Literal["full", "loss"] = "full", tolerance: float
+    cell: Cell,
+    world: World,
+    batch: Batch,
+    *,
+    scope: Literal["full", "loss"] = "full",
+    tolerance: float,
+    on_stage: OnStage = _unheard,
 ) -> VerifyRecord:
     """As :func:`verify_cell`, with a global batch of the shrunk cell's shape; its experts may be dictated."""
     if torch.get_float32_matmul_precision() != "highest":  # setting it anew would miss every compile cache
         torch.set_float32_matmul_precision("highest")
     small = shrink(cell)
+    on_stage("reference")
     case = _Case(batch, reference_step(small, batch, world.device))
+    on_stage("layout")
     errors = _errors(small, world, case, scope=scope)
+    on_stage("own_dtype")
     in_own_dtype = {"compute_dtype": cell.train.compute_dtype, "reduce_dtype": cell.train.reduce_dtype}
     own = _own_dtype(
         small.model_copy(update={"train": small.train.model_copy(update=in_own_dtype)}), world, case, scope=scope

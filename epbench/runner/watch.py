@@ -31,6 +31,7 @@ class LaunchEnd:
     stop: Stop | None = None
     stuck: tuple[int, ...] = ()  # ranks without news when the watchdog stepped in
     tails: Sequence[RankTail] = field(default=(), repr=False)
+    ordered_s: float = 0.0  # when, in seconds since the epoch, which is the clock of the ranks' lines
 
     @property
     def ranks(self) -> list[RankState]:
@@ -47,9 +48,9 @@ def watch_launch(
 ) -> LaunchEnd:
     """Run one launch to its end, whatever that is. ``on_progress`` is told of the rank furthest behind."""
     server.start()
+    watch = _Watch(spec)
     spec.directory.mkdir(parents=True, exist_ok=True)
     write_atomically(spec.path, spec.model_dump_json(indent=2))
-    watch = _Watch(spec)
     server.launch(spec.path)
     while (answer := server.wait(_POLL_S)) is None:
         watch.poll()
@@ -66,7 +67,7 @@ class _Watch:
     def __init__(self, spec: LaunchSpec) -> None:
         self.spec = spec
         self.tails = [RankTail(spec.rank_log(rank), rank) for rank in range(spec.cell.world_size)]
-        self._started = time.monotonic()
+        self._ordered_s, self._started = time.time(), time.monotonic()
         self._heard = [self._started] * len(self.tails)
 
     def poll(self) -> None:
@@ -97,7 +98,9 @@ class _Watch:
 
     def ended(self, exit_code: int | None, stop: Stop | None = None, stuck: tuple[int, ...] = ()) -> LaunchEnd:
         elapsed_s = time.monotonic() - self._started
-        return LaunchEnd(self.spec, elapsed_s, exit_code, stop=stop, stuck=stuck, tails=self.tails)
+        return LaunchEnd(
+            self.spec, elapsed_s, exit_code, stop=stop, stuck=stuck, tails=self.tails, ordered_s=self._ordered_s
+        )
 
 
 def _stop(server: ForkServer, watch: _Watch, stop: Stop) -> LaunchEnd:

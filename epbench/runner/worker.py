@@ -91,6 +91,7 @@ def _stand_back(error: BaseException) -> None:
 def _run(spec: LaunchSpec, log: RankLog) -> None:
     log.phase("start", process_id=os.getpid(), host=socket.gethostname(), torch=torch.__version__)
     with _process_group(spec) as world:
+        log.phase("ready")
         log.result("host", _host(world))
         if spec.kind == "verify":
             _verify(spec, world, log)
@@ -103,7 +104,10 @@ def _run(spec: LaunchSpec, log: RankLog) -> None:
 
 @contextmanager
 def _process_group(spec: LaunchSpec) -> "Iterator[World]":
-    """The world, gone again afterwards unless the launch is failing (a broken group does not say goodbye)."""
+    """The world, gone again afterwards unless the launch is failing (a broken group does not say goodbye).
+
+    One collective is done when it is handed over: NCCL connects its ranks on the first one, which is start-up.
+    """
     from epbench.stacks.protocol import World
 
     rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -117,6 +121,9 @@ def _process_group(spec: LaunchSpec) -> "Iterator[World]":
         timeout=timedelta(seconds=spec.group_timeout_s),
         device_id=device if device.type == "cuda" else None,
     )
+    dist.all_reduce(torch.zeros((), device=device))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     yield World(rank, world_size, local_rank, device)
     dist.destroy_process_group()
 
@@ -134,9 +141,11 @@ def _host(world: "World") -> dict[str, Any]:
 def _verify(spec: LaunchSpec, world: "World", log: RankLog) -> None:
     from epbench.runner.verify import verify_cell
 
-    log.phase("verify")
-    measure = spec.measure
-    log.result("verify", verify_cell(spec.cell, world, scope=measure.verify, tolerance=measure.verify_tolerance))
+    def enter(stage: str) -> None:
+        log.phase(f"verify_{stage}")
+
+    scope, tolerance = spec.measure.verify, spec.measure.verify_tolerance
+    log.result("verify", verify_cell(spec.cell, world, scope=scope, tolerance=tolerance, on_stage=enter))
 
 
 def _canary(world: "World", log: RankLog) -> None:

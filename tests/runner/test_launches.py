@@ -36,6 +36,10 @@ def test_a_good_launch_gives_every_pass(server: ForkServer, tmp_path: Path) -> N
     assert record.value.steps == 4
     assert len(record.losses) == 5
     assert sorted(path.name for path in spec.trace_directory.iterdir()) == ["rank-0.json.gz", "rank-1.json.gz"]
+    passes = ["build", "warmup", "timing", "memory", "routing", "trace"]
+    assert list(record.phases_s) == ["start_up", *passes, "teardown", "analysis"]
+    assert sum(record.phases_s.values()) == pytest.approx(record.elapsed_s, rel=0.01)
+    assert min(record.phases_s.values()) > 0
 
 
 @pytest.mark.parametrize(("stack", "passed"), [("verifiable", True), ("good", False)])
@@ -45,6 +49,9 @@ def test_a_launch_that_verifies(server: ForkServer, tmp_path: Path, stack: str, 
     assert record.verify is not None
     assert record.verify.scope == "loss"
     assert record.verify.passed is passed
+    stages = ["verify_reference", "verify_layout", "verify_own_dtype"]
+    assert list(record.phases_s) == ["start_up", *stages, "teardown", "analysis"]
+    assert sum(record.phases_s.values()) == pytest.approx(record.elapsed_s, rel=0.01)
 
 
 @pytest.mark.parametrize(
