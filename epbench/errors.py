@@ -8,11 +8,20 @@ The tree, with the exit code that the command line turns each into::
     ├── CheckpointError          2   a directory of weights is missing, damaged or of another model
     ├── RunError                 2   a run directory is missing, incomplete or of another schema
     └── UnfitMachineError        6   the machine cannot run or measure what was asked
+        └── StorageError         6   a file cannot be written: the disk is full or fails, or the right is missing
 
 Each message says what is wrong, where, and what to do about it, in one sentence a person can act on.
 """
 
-__all__ = ["CheckpointError", "EpbenchError", "LayoutError", "RunError", "ScenarioError", "UnfitMachineError"]
+__all__ = [
+    "CheckpointError",
+    "EpbenchError",
+    "LayoutError",
+    "RunError",
+    "ScenarioError",
+    "StorageError",
+    "UnfitMachineError",
+]
 
 
 class EpbenchError(Exception):
@@ -41,3 +50,7 @@ class UnfitMachineError(EpbenchError):
     """This machine cannot run or measure what was asked."""
 
     exit_code = 6
+
+
+class StorageError(UnfitMachineError):
+    """A file cannot be written; what was finished before it is whole."""

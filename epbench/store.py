@@ -5,9 +5,9 @@ torn or of another schema counts as absent and the cell as not run. Nothing here
 """
 
 import json
-import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from epbench.cells import Cell, Frozen
-from epbench.errors import RunError
+from epbench.cells import Cell, Frozen, digest
+from epbench.errors import RunError, StorageError
 from epbench.records import SCHEMA_VERSION, CellResult, RunRecord, RunView
+from epbench.writing import IMPOSSIBLE_PATH, append_line, replace_file, write_atomically, writing
 
 __all__ = [
     "CellEntry",
@@ -29,11 +30,13 @@ __all__ = [
     "read_record",
     "result_of",
     "write_atomically",
+    "write_record",
 ]
 
 _NAME_OF_RUN = re.compile(r"\d{8}T\d{6}Z-.+-[0-9a-f]{4}")
 _CELL_ID = re.compile(r"[a-z0-9._-]{1,200}")
 _SHOWN_CHARACTERS = 80
+_SEAL = "sha256"  # key of a record's digest in its file
 
 Record = TypeVar("Record", bound=Frozen)
 
@@ -88,11 +91,11 @@ class RunDirectory:
 
     def write_cell(self, entry: CellEntry) -> None:
         """Plan one cell."""
-        write_atomically(self.cell_path(entry.cell.id) / "cell.json", entry.model_dump_json(indent=2))
+        write_record(self.cell_path(entry.cell.id) / "cell.json", entry)
 
     def write_result(self, result: CellResult) -> None:
         """Complete one cell: the last thing that is written of it."""
-        write_atomically(self.cell_path(result.cell) / "result.json", result.model_dump_json(indent=2))
+        write_record(self.cell_path(result.cell) / "result.json", result)
 
     def read_result(self, cell_id: str) -> CellResult | None:
         """The result of one cell, or None while there is none that can be trusted."""
@@ -102,12 +105,11 @@ class RunDirectory:
     def event(self, event: dict[str, Any]) -> None:
         """Append one line with its time (UTC) to ``events.jsonl``."""
         line = json.dumps({"time": datetime.now(UTC).isoformat()} | event, allow_nan=False)
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self.path / "events.jsonl", line)
 
     def write_run(self, record: RunRecord) -> None:
         """Write ``run.json``."""
-        write_atomically(self.path / "run.json", record.model_dump_json(indent=2))
+        write_record(self.path / "run.json", record)
 
 
 def result_of(entry: CellEntry) -> CellResult:
@@ -136,19 +138,30 @@ def _not_run(cell_id: str, entry: CellEntry) -> CellResult:
 def create_run(reports_dir: Path, record: RunRecord, scenario_text: str) -> RunDirectory:
     """A new directory ``<20261122T101500Z>-<scenario>-<4 hex>`` with ``run.json`` and ``scenario.toml``.
 
-    Raises RunError when the directory cannot be made (a file in the way, no right to write).
+    Raises RunError when it cannot be there (a file in the way), StorageError when it cannot be written.
     """
     stamp = datetime.fromisoformat(record.started).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     name = re.sub(r"[^a-zA-Z0-9._-]", "-", record.name)[:64]
     path = reports_dir / f"{stamp}-{name}-{secrets.token_hex(2)}"
+    with writing(path):
+        _make_directory(path)
+    run = RunDirectory(path)
+    try:
+        replace_file(path / "scenario.toml", scenario_text.encode())
+        run.write_run(record)
+    except StorageError:
+        shutil.rmtree(path, ignore_errors=True)  # it holds nothing yet, and could not be resumed
+        raise
+    return run
+
+
+def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True)
     except OSError as error:
-        raise RunError(f"cannot make the run directory under '{reports_dir}': {error.strerror}") from None
-    run = RunDirectory(path)
-    (path / "scenario.toml").write_text(scenario_text, encoding="utf-8")
-    run.write_run(record)
-    return run
+        if error.errno not in IMPOSSIBLE_PATH:
+            raise
+        raise RunError(f"cannot make the run directory under '{path.parent}': {error.strerror}") from None
 
 
 def open_run(name: Path | str, *, reports_dir: Path = Path("reports")) -> RunDirectory:
@@ -172,6 +185,8 @@ def _read_run(path: Path) -> RunRecord:
     found = read_json(file)
     if found is None:
         raise RunError(f"'{_shortened(str(path))}' is no run directory: it has no readable run.json")
+    if not _is_whole(found):
+        raise RunError(f"'{file}' is damaged: it is not what was written; run the scenario again")
     version = found.get("schema_version")
     if version != SCHEMA_VERSION:
         raise RunError(f"'{file}' is of schema {version}; this epbench reads schema {SCHEMA_VERSION}")
@@ -216,6 +231,21 @@ def _shortened(text: str) -> str:
     return printable if len(printable) <= _SHOWN_CHARACTERS else printable[:_SHOWN_CHARACTERS] + "..."
 
 
+def write_record(path: Path, record: Frozen) -> None:
+    """Write a record with a digest of its contents, so that a flipped digit in it is noticed. Raises StorageError."""
+    content = json.loads(record.model_dump_json())
+    write_atomically(path, json.dumps(content | {_SEAL: digest(content)}, indent=2))
+
+
+def _is_whole(found: dict[str, Any]) -> bool:
+    """Takes the digest off what was read; False if the contents are not those that were written.
+
+    A file of a version that wrote no digest has none to fit.
+    """
+    seal = found.pop(_SEAL, None)
+    return seal is None or seal == digest(found)
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None if there is no whole one."""
     try:
@@ -226,31 +256,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_record(path: Path, kind: type[Record]) -> Record | None:
-    """A record of ``kind``, or None if the file is absent, torn or of another schema."""
+    """A record of ``kind``, or None if the file is absent, torn, changed or of another schema."""
     found = read_json(path)
-    if found is None:
+    if found is None or not _is_whole(found):
         return None
     try:
         return kind.model_validate(found)
     except ValidationError:
         return None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a power cut, sees the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
