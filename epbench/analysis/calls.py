@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from epbench.analysis.events import NO_ARGUMENTS, Arguments
 from epbench.analysis.trace import RankTrace, Scope
 from epbench.labels import CommLabel
 
-__all__ = ["Call", "Kind", "calls_of"]
+__all__ = ["Call", "Kind", "bus_bytes", "calls_of"]
 
 OPS = {  # how the op is spelled in names of kernels and operators, less case and underscores
     "allgather": "all_gather",
@@ -91,11 +92,11 @@ def _labelled(label: CommLabel, *, step: int, issued_s: float, spans: list[Span]
         start_s=min((start_s for start_s, _ in spans), default=None),
         end_s=max((end_s for _, end_s in spans), default=None),
         bytes=(size := max(label.sent_bytes, label.received_bytes)),
-        bus_bytes=_bus_bytes(label.op, size, label.size) if label.kept_bytes is None else size - label.kept_bytes,
+        bus_bytes=bus_bytes(label.op, size, label.size) if label.kept_bytes is None else size - label.kept_bytes,
     )
 
 
-def _bus_bytes(op: str, size: int, ranks: int | None) -> float | None:
+def bus_bytes(op: str, size: int, ranks: int | None) -> float | None:
     """Bytes over the bus of a buffer of ``size`` bytes that is split evenly, as nccl-tests define them.
 
     A ring moves (n - 1) / n of the whole buffer, an all-reduce twice that; an even all-to-all keeps its own n-th.
@@ -172,7 +173,7 @@ class _CommKernel(NamedTuple):
     launch_s: float
     thread: int
     launched: bool
-    args: dict[str, Any]
+    args: Arguments
 
 
 def _communicating(trace: RankTrace) -> Iterator[_CommKernel]:
@@ -183,7 +184,7 @@ def _communicating(trace: RankTrace) -> Iterator[_CommKernel]:
         name, start_s, end_s, launch_s, thread = values
         launched = not math.isnan(launch_s)
         since_s = launch_s if launched else start_s
-        args = kernels.args.get(place, {})
+        args = kernels.args.get(place, NO_ARGUMENTS)
         yield _CommKernel(kernels.names[name], start_s, end_s, since_s, thread, launched, args)
 
 
@@ -194,8 +195,8 @@ def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[_CommKernel]) -> Ite
         if step is None:
             continue
         around = fsdp.at(kernel.launch_s, kernel.thread)
-        axis = _kernel_axis(str(kernel.args.get("Process Group Description", "unknown")), around)
-        op = _op(str(kernel.args.get("Collective name", kernel.name)))
+        axis = _kernel_axis(str(kernel.args.group or "unknown"), around)
+        op = _op(str(kernel.args.collective or kernel.name))
         on_main = kernel.thread in (-1, trace.steps[step].thread)
         yield Call(
             kind=Kind(
@@ -204,14 +205,14 @@ def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[_CommKernel]) -> Ite
                 phase=_phase(op, around) if on_main else "backward",  # autograd has a thread of its own
                 axis=axis,
             ),
-            root=_first_rank(kernel.args.get("Process Group Ranks")),
-            size=(ranks := _integer(kernel.args.get("Group size"))),
+            root=_first_rank(kernel.args.group_ranks),
+            size=(ranks := _integer(kernel.args.group_size)),
             step=step,
             issued_s=kernel.launch_s,
             start_s=kernel.start_s,
             end_s=kernel.end_s,
             bytes=(size := _kernel_bytes(kernel.args)),
-            bus_bytes=_bus_bytes(op, size, ranks),
+            bus_bytes=bus_bytes(op, size, ranks),
         )
 
 
@@ -222,9 +223,9 @@ def _kernel_axis(group: str, around: list[Scope]) -> str:
     return _sharding_axis(around) if _purpose("world", around) == "fsdp" else "world"
 
 
-def _kernel_bytes(args: dict[str, Any]) -> int:
-    elements = max(_integer(args.get(key)) or 0 for key in ("In msg nelems", "Out msg nelems"))
-    return elements * ITEM_BYTES.get(str(args.get("dtype")).lower(), 0)
+def _kernel_bytes(args: Arguments) -> int:
+    elements = max(_integer(args.sent_elements) or 0, _integer(args.received_elements) or 0)
+    return elements * ITEM_BYTES.get(str(args.dtype).lower(), 0)
 
 
 def _first_rank(ranks: Any) -> int | None:
@@ -308,7 +309,7 @@ def _unlabelled_operator(trace: RankTrace, operator: Scope, event: Scope, *, ste
         start_s=event.start_s,
         end_s=event.end_s,
         bytes=moved,
-        bus_bytes=_bus_bytes(op, moved, len(ranks) if ranks else size),
+        bus_bytes=bus_bytes(op, moved, len(ranks) if ranks else size),
     )
 
 
@@ -335,9 +336,9 @@ def _ranks_on(trace: RankTrace, axis: str, size: int | None) -> tuple[int, ...] 
     return tuple(range(size)) if size is not None and size == trace.world_size else None
 
 
-def _buffer_elements(args: dict[str, Any]) -> list[int]:
+def _buffer_elements(args: Arguments) -> list[int]:
     """Elements of the operator's tensor arguments, at least one entry."""
-    shapes = [shape for shape in args.get("Input Dims", []) if shape]
+    shapes = [shape for shape in args.dims or [] if shape]
     return [_elements(shape) for shape in shapes] or [0]
 
 
@@ -348,7 +349,7 @@ def _elements(shape: list[Any]) -> int:
     return math.prod(shape)
 
 
-def _item_bytes(args: dict[str, Any]) -> int:
+def _item_bytes(args: Arguments) -> int:
     """Bytes of one element; 0 where the type is not told, as for a list of tensors."""
-    types = args.get("Input type") or [""]
+    types = args.types or [""]
     return ITEM_BYTES.get(str(types[0]).lower(), 0)

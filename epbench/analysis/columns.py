@@ -6,11 +6,11 @@ Times are seconds. Names are kept once: ``name`` holds indices into ``names``.
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from epbench.analysis.events import Arguments
 from epbench.analysis.intervals import Intervals, union
 from epbench.analysis.kinds import COMMUNICATION, KINDS, OTHER, kind_of_annotation, kind_of_kernel, kind_of_operator
 
@@ -63,7 +63,7 @@ class Kernels:
     launch_s: Floats  # NaN where the launch was not recorded
     thread: Integers  # that launched it, -1 where not known
     stream: Integers
-    args: dict[int, dict[str, Any]] = field(default_factory=dict)  # of kernels that communicate, by place
+    args: dict[int, Arguments] = field(default_factory=dict)  # of kernels that communicate, by place
 
     def __len__(self) -> int:
         return len(self.name)

@@ -8,14 +8,15 @@ line (category ``gpu_user_annotation``), which is left out here so that nothing 
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from epbench.analysis.columns import Kernels, Spans, kernel_kinds, own_time
-from epbench.analysis.events import Document, Event, correlation_of, load, mapping_of
+from epbench.analysis.events import Arguments, Document, Event, load
 from epbench.analysis.kinds import is_communication
 from epbench.errors import RunError
 from epbench.labels import CommLabel
@@ -25,15 +26,6 @@ __all__ = ["Group", "RankTrace", "Scope", "read_rank"]
 STEP_PREFIX = "epbench:step#"
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
-CALL_ARGS = (
-    "Collective name",
-    "In msg nelems",
-    "Out msg nelems",
-    "Group size",
-    "dtype",
-    "Process Group Description",
-    "Process Group Ranks",
-)
 MAX_OPERATORS = 50_000  # of a rank with a device, whose operators are for looking at only
 _SCOPES = {"steps": STEP_PREFIX, "labels": "comm:", "fsdp": "FSDP::", "gloo": "gloo:"}
 
@@ -41,15 +33,14 @@ _US = 1e-6
 _By = dict[str, list[Event]]
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True, gc=False):
     """Something that a host thread was in: an annotation, or an operator with its arguments."""
 
     name: str
     start_s: float
     end_s: float
     thread: int
-    args: dict[str, Any] = field(default_factory=dict)
+    args: Arguments
 
     def holds(self, time_s: float) -> bool:
         """Whether a moment lies within."""
@@ -57,7 +48,7 @@ class Scope:
 
     def later(self, by_s: float) -> "Scope":
         """The same at another time."""
-        return replace(self, start_s=self.start_s + by_s, end_s=self.end_s + by_s)
+        return Scope(self.name, self.start_s + by_s, self.end_s + by_s, self.thread, self.args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +125,7 @@ def _groups(distributed: dict[str, Any]) -> Iterator[Group]:
 def _sorted(document: Document) -> dict[str, Any]:
     """The events by what they are for, each kind in order of start."""
     found = _by_category(document)
-    scopes = {kind: _scopes(found[kind], with_args=kind == "gloo") for kind in _SCOPES}
+    scopes = {kind: _scopes(found[kind]) for kind in _SCOPES}
     device = [event for category in DEVICE_WORK for event in found[category]]
     annotations = [event for kind in ("steps", "labels", "fsdp", "annotations") for event in found[kind]]
     too_many = len(found["cpu_op"]) if device and len(found["cpu_op"]) > MAX_OPERATORS else 0
@@ -146,8 +137,8 @@ def _sorted(document: Document) -> dict[str, Any]:
         kernels = own_time(operators, _spans(found["gloo"]), annotations=names)
     return {
         **scopes,
-        "labels": tuple((scope, _label(scope.name)) for scope in scopes["labels"]),
-        "issues": _scopes((event for event in found["cpu_op"] if event.name.startswith("c10d::")), True),
+        "labels": _labelled(scopes["labels"]),
+        "issues": () if device else _scopes(event for event in found["cpu_op"] if event.name.startswith("c10d::")),
         "on_cuda": bool(device),
         "operators": operators,
         "operators_left_out": too_many,
@@ -163,43 +154,47 @@ def _by_category(document: Document) -> _By:
             continue
         if event.dur is None:
             raise ValueError(f"{event.name!r} has no duration")
-        category = event.cat
-        if category == "user_annotation":
-            category = next((kind for kind, start in _SCOPES.items() if event.name.startswith(start)), "annotations")
-        found[category].append(event)
+        found[event.cat].append(event)
+    for event in found.pop("user_annotation", []):
+        kind = next((kind for kind, start in _SCOPES.items() if event.name.startswith(start)), "annotations")
+        found[kind].append(event)
     return found
 
 
-def _scopes(events: Iterable[Event], with_args: bool = False) -> tuple[Scope, ...]:
+def _scopes(events: Iterable[Event]) -> tuple[Scope, ...]:
+    alike: dict[Any, Any] = {}  # calls of one kind have one name: once in memory, and on the way between processes
     scopes = [
         Scope(
-            event.name,
+            alike.setdefault(event.name, event.name),
             event.ts * _US,
             (event.ts + _duration(event)) * _US,
             _thread(event.tid),
-            mapping_of(event) if with_args else {},
+            event.args,
         )
         for event in events
     ]
     return tuple(sorted(scopes, key=lambda scope: scope.start_s))
 
 
+def _labelled(scopes: Sequence[Scope]) -> tuple[tuple[Scope, CommLabel], ...]:
+    labels = {name: _label(name) for name in {scope.name for scope in scopes}}
+    return tuple((scope, labels[scope.name]) for scope in scopes)
+
+
 def _spans(events: Sequence[Event]) -> Spans:
     names, name = _named(events)
-    start_us = np.fromiter((event.ts for event in events), np.float64, len(events))
-    length_us = np.fromiter((_duration(event) for event in events), np.float64, len(events))
-    thread = np.fromiter((_thread(event.tid) for event in events), np.int64, len(events))
+    start_us = np.array([event.ts for event in events], dtype=np.float64)
+    length_us = np.array([_duration(event) for event in events], dtype=np.float64)
+    thread = np.array([_thread(event.tid) for event in events], dtype=np.int64)
     return Spans(names, name, start_us * _US, (start_us + length_us) * _US, thread)
 
 
 def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
     """Kernels in order of start, each with the launch that its correlation id names."""
     device = sorted(device, key=lambda event: event.ts)
-    launched = {correlation_of(event): event for event in launching}
-    ids = [correlation_of(event) for event in device]
-    launches = [launched.get(one) if one is not None else None for one in ids]
+    launched = {event.args.correlation: event for event in launching if event.args.correlation is not None}
+    launches = [launched.get(event.args.correlation) for event in device]
     spans = _spans(device)
-    moves = [is_communication(name) for name in spans.names]
     return Kernels(
         names=spans.names,
         kinds=kernel_kinds(spans.names),
@@ -209,14 +204,20 @@ def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
         launch_s=np.array([np.nan if one is None else one.ts * _US for one in launches], dtype=np.float64),
         thread=np.array([-1 if one is None else _thread(one.tid) for one in launches], dtype=np.int64),
         stream=spans.thread,  # the lane of a kernel is its stream
-        args={place: _about_call(device[place]) for place, name in enumerate(spans.name.tolist()) if moves[name]},
+        args=_about_calls(device, spans),
     )
 
 
-def _about_call(event: Event) -> dict[str, Any]:
-    """Of the arguments of a kernel those that tell of the collective, and none of grids and registers."""
-    args = mapping_of(event)
-    return {key: args[key] for key in CALL_ARGS if key in args}
+def _about_calls(device: Sequence[Event], spans: Spans) -> dict[int, Arguments]:
+    """The arguments of kernels that communicate, by place; equal ones are one object."""
+    moves = [is_communication(name) for name in spans.names]
+    alike: dict[str, Arguments] = {}
+    found = {}
+    for place, name in enumerate(spans.name.tolist()):
+        if moves[name]:
+            args = msgspec.structs.replace(device[place].args, correlation=None)
+            found[place] = alike.setdefault(repr(args), args)
+    return found
 
 
 def _named(events: Iterable[Event]) -> tuple[tuple[str, ...], Any]:
