@@ -23,6 +23,7 @@ from epbench.report.sections import Section, sections_of
 from epbench.report.tables import cell_columns, cells_table
 from epbench.report.text import clean
 from epbench.report.verdict import outcome_counts, verdicts
+from epbench.writing import replace_file, writing
 
 __all__ = ["build_html", "write_csv", "write_report"]
 
@@ -32,7 +33,7 @@ _HERE = Path(__file__).parent
 def write_report(run_path: Path, *, output: Path | None = None) -> Path:
     """Write the report of a run, by default to ``report.html`` in its directory, and return its path.
 
-    Raises RunError if the run cannot be read or the file not be written.
+    Raises RunError if the run cannot be read or the file cannot be there, StorageError if it cannot be written.
     """
     from epbench.store import open_run
 
@@ -43,7 +44,7 @@ def write_report(run_path: Path, *, output: Path | None = None) -> Path:
 def write_csv(run_path: Path, output: Path) -> Path:
     """Write one line a cell to ``output``, with the columns of ``epbench.load(run).cells``; returns the path.
 
-    Raises RunError if the run cannot be read or the file not be written.
+    Raises RunError if the run cannot be read or the file cannot be there, StorageError if it cannot be written.
     """
     from epbench.store import open_run
 
@@ -51,10 +52,16 @@ def write_csv(run_path: Path, output: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> Path:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"cannot write '{path}': {error.strerror}") from None
+    """Whole or not at all; straight into what is no plain file, such as a pipe."""
+    if not path.parent.is_dir():
+        raise RunError(f"cannot write '{path}': No such file or directory")
+    if path.is_dir():
+        raise RunError(f"cannot write '{path}': Is a directory")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with writing(path, num_bytes=len(text)):
+            path.write_text(text, encoding="utf-8")
+    else:
+        replace_file(path, text.encode())
     return path
 
 

@@ -33,7 +33,7 @@ from epbench.runner.phases import launch_phases
 from epbench.runner.telemetry import History, energy_j_per_token, slowed_down, telemetry_of, timed_window
 from epbench.runner.traced import traced
 from epbench.runner.watch import LaunchEnd
-from epbench.store import read_record, write_atomically
+from epbench.store import read_record, write_record
 
 __all__ = ["LaunchRecord", "PeakMemory", "find_launches", "measured", "protocol_digest", "write_launch"]
 
@@ -239,7 +239,7 @@ def _hosts(end: LaunchEnd) -> dict[str, Any]:
 
 def write_launch(directory: Path, record: LaunchRecord) -> None:
     """Complete a launch: from now on ``--resume`` reuses it."""
-    write_atomically(directory / FILE, record.model_dump_json(indent=2))
+    write_record(directory / FILE, record)
 
 
 def find_launches(cell_directory: Path, *, environment: str, protocol: str) -> list[LaunchRecord]:

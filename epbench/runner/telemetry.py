@@ -24,6 +24,7 @@ from statistics import median
 from epbench.nvml import CLOCK_REASONS, SPOILING, GpuLostError, Nvml
 from epbench.records import GpuTelemetry, Spread, Telemetry
 from epbench.runner.ranklog import RankTail
+from epbench.writing import write_atomically
 
 __all__ = [
     "FILE",
@@ -157,10 +158,7 @@ def _sample_until(sampler: Sampler, stop: threading.Event) -> None:
 
 
 def _write(history: History, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for tick in history.ticks:
-            file.write(json.dumps({"t": tick.time_s, "gpus": tick.gpus}) + "\n")
+    write_atomically(path, "\n".join(json.dumps({"t": tick.time_s, "gpus": tick.gpus}) for tick in history.ticks))
 
 
 # ---------------------------------------------------------------- the timed window
