@@ -9,9 +9,9 @@ Times are microseconds from the first event of any rank, in order within each ra
 """
 
 import gzip
-import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ __all__ = ["MAX_EVENTS", "rank_name", "write_merged"]
 
 MAX_EVENTS = 200_000  # of all ranks together: about 30 MB of JSON
 MAX_ARROWS = 20_000
-_LINES_AT_ONCE = 2_000
 
-Event = dict[str, Any]
+Timed = tuple[float, str]  # microseconds, and the event as JSON
+_Lanes = dict[tuple[str, int], int]
 
 
 def rank_name(rank: int, layout: Layout) -> str:
@@ -54,8 +54,7 @@ def write_merged(
 ) -> None:
     """Writes one gzipped trace of all ranks; ``names`` are those of the processes, by rank.
 
-    Streamed: besides the traces only some thousand events are held at a time. The file appears under its name when
-    it is whole.
+    Besides the traces the text of one rank is held at a time. The file appears under its name when it is whole.
     """
     zero_s = min(step.start_s for trace in traces for step in trace.steps)
     parts = [_Part.of(trace, max_events // len(traces)) for trace in traces]
@@ -64,26 +63,13 @@ def write_merged(
         file.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
         for index, (part, name) in enumerate(zip(parts, names, strict=True)):
             file.write(b",\n" if index else b"")
-            _write_lines(file, part.events(name, zero_s))
+            file.write(",\n".join(part.lines(name, zero_s)).encode())
         left_out = {
             "operators_left_out": sum(part.operators_left_out for part in parts),
             "kernels_left_out": sum(part.kernels_left_out for part in parts),
         }
         file.write(b'\n],"otherData":' + msgspec.json.encode(left_out) + b"}\n")
     unfinished.replace(path)
-
-
-def _write_lines(file: gzip.GzipFile, events: Iterable[Event]) -> None:
-    """The events one to a line, with commas between them."""
-    lines: list[bytes] = []
-    separator = b""
-    for event in events:
-        lines.append(msgspec.json.encode(event))
-        if len(lines) == _LINES_AT_ONCE:
-            file.write(separator + b",\n".join(lines))
-            lines, separator = [], b",\n"
-    if lines:
-        file.write(separator + b",\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -110,20 +96,21 @@ class _Part:
     def kernels_left_out(self) -> int:
         return len(self.trace.kernels) - len(self.shown) if self.trace.on_cuda else 0
 
-    def events(self, name: str, zero_s: float) -> Iterator[Event]:
-        """The rank's metadata, then its events in order of time."""
+    def lines(self, name: str, zero_s: float) -> Iterator[str]:
+        """The rank's metadata, then its events in order of time, each as JSON."""
         trace, lanes = self.trace, self._lanes()
         yield from _metadata(trace.rank, name, lanes)
-        scopes = sorted([*_annotations(trace), *trace.gloo] if not self.with_operators else trace.gloo, key=_start_s)
-        sources = [
-            _kernel_events(trace, self.shown, lanes, zero_s),
-            _scope_events(trace.rank, scopes, lanes, zero_s),
-            _operator_events(trace.rank, trace.operators, lanes, zero_s) if self.with_operators else (),
+        scopes = trace.gloo if self.with_operators else (*_annotations(trace), *trace.gloo)
+        timed = [
+            *_kernel_lines(trace, self.shown, lanes, zero_s),
+            *_scope_lines(trace.rank, scopes, lanes, zero_s),
+            *(_operator_lines(trace.rank, trace.operators, lanes, zero_s) if self.with_operators else ()),
             *(_arrows(trace, self.shown, lanes, zero_s) if trace.on_cuda else ()),
         ]
-        yield from heapq.merge(*sources, key=lambda event: float(event["ts"]))
+        timed.sort(key=itemgetter(0))
+        yield from (line for _, line in timed)
 
-    def _lanes(self) -> dict[tuple[str, int], int]:
+    def _lanes(self) -> _Lanes:
         """Number of each lane's row in the process: streams, then threads."""
         streams = sorted(set(self.trace.kernels.stream[self.shown].tolist()))
         scopes = [*_annotations(self.trace), *self.trace.gloo]
@@ -144,65 +131,61 @@ def _annotations(trace: RankTrace) -> list[Scope]:
     return [*trace.steps, *(scope for scope, _ in trace.labels), *trace.fsdp]
 
 
-def _start_s(scope: Scope) -> float:
-    return scope.start_s
-
-
-def _metadata(rank: int, name: str, lanes: dict[tuple[str, int], int]) -> Iterator[Event]:
-    yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": name}}
-    yield {"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}}
+def _metadata(rank: int, name: str, lanes: _Lanes) -> Iterator[str]:
+    yield _json({"ph": "M", "name": "process_name", "pid": rank, "args": {"name": name}})
+    yield _json({"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}})
     for (what, number), row in lanes.items():
-        yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": row, "args": {"name": f"{what} {number}"}}
-        yield {"ph": "M", "name": "thread_sort_index", "pid": rank, "tid": row, "args": {"sort_index": row}}
+        lane = {"ph": "M", "pid": rank, "tid": row}
+        yield _json({**lane, "name": "thread_name", "args": {"name": f"{what} {number}"}})
+        yield _json({**lane, "name": "thread_sort_index", "args": {"sort_index": row}})
 
 
-def _slice(name: str, rank: int, row: int, start_s: float, end_s: float, zero_s: float) -> Event:
-    times = {"ts": _microseconds(start_s, zero_s), "dur": round(max(0.0, end_s - start_s) * 1e6, 3)}
-    return {"ph": "X", "name": name, "pid": rank, "tid": row, **times}
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
-def _microseconds(time_s: float, zero_s: float) -> float:
-    return round((time_s - zero_s) * 1e6, 3)
+def _slice(head: str, row: int, start_s: float, end_s: float, zero_s: float) -> Timed:
+    """A slice of which ``head`` is the JSON up to the lane; written by hand, for there are many."""
+    ts_us, dur_us = (start_s - zero_s) * 1e6, max(0.0, end_s - start_s) * 1e6
+    return ts_us, f'{head},"tid":{row},"ts":{ts_us:.3f},"dur":{dur_us:.3f}}}'
 
 
-def _scope_events(
-    rank: int, scopes: Iterable[Scope], lanes: dict[tuple[str, int], int], zero_s: float
-) -> Iterator[Event]:
+def _heads(names: Iterable[str], rank: int, **more: str) -> list[str]:
+    return [_json({"ph": "X", "name": name, "pid": rank, **more})[:-1] for name in names]
+
+
+def _scope_lines(rank: int, scopes: Iterable[Scope], lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
     for scope in scopes:
-        yield _slice(scope.name, rank, lanes["thread", scope.thread], scope.start_s, scope.end_s, zero_s)
+        (head,) = _heads([scope.name], rank)
+        yield _slice(head, lanes["thread", scope.thread], scope.start_s, scope.end_s, zero_s)
 
 
-def _operator_events(rank: int, spans: Spans, lanes: dict[tuple[str, int], int], zero_s: float) -> Iterator[Event]:
+def _operator_lines(rank: int, spans: Spans, lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
+    heads = _heads(spans.names, rank)
     columns = (spans.name.tolist(), spans.start_s.tolist(), spans.end_s.tolist(), spans.thread.tolist())
     for name, start_s, end_s, thread in zip(*columns, strict=True):
-        yield _slice(spans.names[name], rank, lanes["thread", thread], start_s, end_s, zero_s)
+        yield _slice(heads[name], lanes["thread", thread], start_s, end_s, zero_s)
 
 
-def _kernel_events(trace: RankTrace, shown: Any, lanes: dict[tuple[str, int], int], zero_s: float) -> Iterator[Event]:
+def _kernel_lines(trace: RankTrace, shown: Any, lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
     kernels = trace.kernels
-    columns = (kernels.name[shown], kernels.kind[shown], kernels.start_s[shown], kernels.end_s[shown])
-    streams = kernels.stream[shown].tolist()
-    for name, kind, start_s, end_s, stream in zip(*(column.tolist() for column in columns), streams, strict=True):
-        event = _slice(kernels.names[name], trace.rank, lanes["stream", stream], start_s, end_s, zero_s)
-        yield event | {"cat": KINDS[kind]}
+    kinds = [KINDS[kind] for kind in kernels.kinds.tolist()]
+    heads = [_heads([name], trace.rank, cat=kind)[0] for name, kind in zip(kernels.names, kinds, strict=True)]
+    columns = (kernels.name[shown], kernels.stream[shown], kernels.start_s[shown], kernels.end_s[shown])
+    for name, stream, start_s, end_s in zip(*(column.tolist() for column in columns), strict=True):
+        yield _slice(heads[name], lanes["stream", stream], start_s, end_s, zero_s)
 
 
-def _arrows(
-    trace: RankTrace, shown: Any, lanes: dict[tuple[str, int], int], zero_s: float
-) -> tuple[list[Event], list[Event]]:
+def _arrows(trace: RankTrace, shown: Any, lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
     """Both ends of the arrows from launches to kernels that communicate; none if they are too many."""
     kernels = trace.kernels
     known = shown[kernels.communicates[shown] & ~np.isnan(kernels.launch_s[shown])]
-    starts, ends = list[Event](), list[Event]()
-    for place in known.tolist() if len(known) <= MAX_ARROWS else ():
+    if len(known) > MAX_ARROWS:
+        return
+    columns = (known, kernels.thread[known], kernels.launch_s[known], kernels.stream[known], kernels.start_s[known])
+    for place, thread, launch_s, stream, start_s in zip(*(column.tolist() for column in columns), strict=True):
         both = {"name": "launch", "cat": "launch", "id": trace.rank * 10**8 + place, "pid": trace.rank}
-        thread, stream = int(kernels.thread[place]), int(kernels.stream[place])
-        launched, started = float(kernels.launch_s[place]), float(kernels.start_s[place])
-        starts.append({**both, "ph": "s", "tid": lanes["thread", thread], "ts": _microseconds(launched, zero_s)})
-        end = {"tid": lanes["stream", stream], "ts": _microseconds(started, zero_s)}
-        ends.append({**both, "ph": "f", "bp": "e", **end})
-    return sorted(starts, key=_ts), sorted(ends, key=_ts)
-
-
-def _ts(event: Event) -> float:
-    return float(event["ts"])
+        start_us, end_us = (launch_s - zero_s) * 1e6, (start_s - zero_s) * 1e6
+        yield start_us, _json({**both, "ph": "s", "tid": lanes["thread", thread], "ts": round(start_us, 3)})
+        end = {"ph": "f", "bp": "e", "tid": lanes["stream", stream], "ts": round(end_us, 3)}
+        yield end_us, _json({**both, **end})
