@@ -20,6 +20,8 @@ PURPOSES = (
     "norm",  # the scalar reductions of gradient norm and loss
     "router_bias",  # the load of every expert, which moves the routers' correction biases
     "weights",  # whole weights for a consumer, outside the step
+    "sweep",  # alone, of one size after another: what the wires can do
+    "sweep_uneven",  # the same with one rank getting ten times as much
 )
 PHASES = ("forward", "backward", "recompute")
 

@@ -9,17 +9,15 @@ A repetition is over when the slowest rank is done, so the value is the median o
 ranks, as for a step.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import quantiles
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from epbench.measure.ranks import drain, line_up, maximum_over_ranks
+from epbench.measure.ranks import line_up, maximum_over_ranks
+from epbench.measure.repetitions import back_to_back, spread_of
 from epbench.parallel.communication import Axis, all_reduce_, all_to_all_even
 from epbench.records import Spread
 
@@ -56,7 +54,7 @@ def time_canary(world: "World", *, on_progress: Progress) -> dict[str, Spread]:
     size = _SIZES[world.device.type]
     found = {}
     for index, (name, work) in enumerate(_pieces(size, world).items()):
-        found[name] = _spread(_time(work, size, world))
+        found[name] = spread_of(_time(work, size, world))
         on_progress("canary", index)
     return found
 
@@ -86,29 +84,4 @@ def _time(work: Callable[[], object], size: _Size, world: "World") -> list[float
     for _ in range(size.warm_up):
         work()
     line_up(world)
-    times = _by_events if world.device.type == "cuda" else _by_host
-    return maximum_over_ranks(times(work, size.repetitions, world), world)
-
-
-def _by_events(work: Callable[[], object], repetitions: int, world: "World") -> list[float]:
-    work()  # fills the queue, so that the first repetition is not charged for an empty one
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        work()
-        mark.record()
-    drain(world)
-    return [earlier.elapsed_time(later) * 1e-3 for earlier, later in pairwise(marks)]
-
-
-def _by_host(work: Callable[[], object], repetitions: int, _world: "World") -> list[float]:
-    marks = [time.perf_counter()]
-    for _ in range(repetitions):
-        work()
-        marks.append(time.perf_counter())
-    return [later - earlier for earlier, later in pairwise(marks)]
-
-
-def _spread(times_s: list[float]) -> Spread:
-    low, middle, high = quantiles(times_s, n=4, method="inclusive")
-    return Spread(median=middle, low=low, high=high)
+    return maximum_over_ranks(back_to_back(work, size.repetitions, world), world)

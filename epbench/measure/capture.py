@@ -7,7 +7,7 @@ annotation ``epbench:step#i``. No stacks. Shapes only on the CPU, where they are
 of the collectives that FSDP issues; NCCL's kernels carry theirs as arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from epbench.measure.ranks import drain, line_up
 if TYPE_CHECKING:
     from epbench.stacks.protocol import Batch, Step, World
 
-__all__ = ["trace_pass"]
+__all__ = ["trace_pass", "trace_runs"]
 
 
 def trace_pass(step: "Step", batches: "Sequence[Batch]", world: "World", *, steps: int, directory: Path) -> Path:
@@ -26,6 +26,11 @@ def trace_pass(step: "Step", batches: "Sequence[Batch]", world: "World", *, step
 
     A collective: every rank runs the same number of steps. ``directory`` is made if need be.
     """
+    return trace_runs(lambda index: step.run(batches[index % len(batches)]), world, steps=steps, directory=directory)
+
+
+def trace_runs(run: Callable[[int], object], world: "World", *, steps: int, directory: Path) -> Path:
+    """The same of anything that can be repeated: ``run(index)`` once for nothing, then ``steps`` times."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"rank-{world.rank}.json.gz"
 
@@ -33,13 +38,13 @@ def trace_pass(step: "Step", batches: "Sequence[Batch]", world: "World", *, step
         profiler.export_chrome_trace(str(path))
 
     with _profiler(world, steps, export) as profiler:
-        step.run(batches[-1])
+        run(-1)
         drain(world)
         profiler.step()
         line_up(world)
         for index in range(steps):
             with record_function(f"epbench:step#{index}"):
-                step.run(batches[index % len(batches)])
+                run(index)
             if index == steps - 1:
                 drain(world)
             profiler.step()

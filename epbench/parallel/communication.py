@@ -24,11 +24,14 @@ from epbench.parallel import compat
 
 __all__ = [
     "Axis",
+    "all_gather_into",
     "all_reduce_",
     "all_to_all",
     "all_to_all_even",
+    "all_to_all_into",
     "exchange_counts",
     "gather_sequence",
+    "reduce_scatter_into",
     "scatter_sequence",
 ]
 
@@ -250,3 +253,31 @@ def all_reduce_(x: Tensor, *, axis: Axis, purpose: str, op: Any = dist.ReduceOp.
     with _label("all_reduce", purpose, axis.name, "forward", process_group, x, x):
         dist.all_reduce(x, op=op, group=process_group)
     return x
+
+
+# ---------------------------------------------------------------- into buffers that the caller keeps; no gradient
+
+
+def all_to_all_into(
+    output: Tensor, x: Tensor, *, axis: Axis, purpose: str, splits: tuple[list[int], list[int]] | None = None
+) -> None:
+    """Exchanges rows of ``x`` into ``output``: equal chunks, or ``splits`` = (rows sent to, and from, each rank)."""
+    process_group = _group(axis.group)
+    sent, received = splits or (None, None)
+    kept_bytes = None if sent is None else sent[axis.rank] * x[:1].nbytes
+    with _label("all_to_all", purpose, axis.name, "forward", process_group, x, output, kept_bytes):
+        dist.all_to_all_single(output, x, received, sent, group=process_group)
+
+
+def all_gather_into(output: Tensor, x: Tensor, *, axis: Axis, purpose: str) -> None:
+    """``output`` [n * rows, ...] becomes every rank's ``x`` [rows, ...] in order of rank."""
+    process_group = _group(axis.group)
+    with _label("all_gather", purpose, axis.name, "forward", process_group, x, output):
+        compat.all_gather(output, x, process_group)
+
+
+def reduce_scatter_into(output: Tensor, x: Tensor, *, axis: Axis, purpose: str) -> None:
+    """``output`` [rows, ...] becomes this rank's chunk of the sum over the ranks of ``x`` [n * rows, ...]."""
+    process_group = _group(axis.group)
+    with _label("reduce_scatter", purpose, axis.name, "forward", process_group, x, output):
+        compat.reduce_scatter(output, x, process_group)

@@ -5,6 +5,7 @@ import torch
 
 from epbench.measure import canary
 from epbench.measure.canary import time_canary
+from epbench.measure.repetitions import spread_of
 from epbench.records import Spread
 from epbench.stacks.protocol import World
 from tests.measure.conftest import RunRanks
@@ -34,7 +35,7 @@ def test_every_repetition_counts_once(world: World, monkeypatch: pytest.MonkeyPa
     runs: list[int] = []
     size = canary._Size(gemm=8, buffer_bytes=64, warm_up=2, repetitions=5, dtype=torch.float32)
     times = canary._time(lambda: runs.append(1), size, world)
-    assert canary._spread(times) == Spread(median=3.0, low=2.0, high=4.0)
+    assert spread_of(times) == Spread(median=3.0, low=2.0, high=4.0)
     assert len(runs) == 2 + 5
 
 

@@ -1,0 +1,236 @@
+"""What collectives reach alone: each op over sizes, on groups of ranks that all communicate at the same time.
+
+A collective of a step can be slow because the wires are, or because of the step around it. This is the measurement
+that tells the two apart: the same ranks, the same labelled calls (:mod:`epbench.parallel.communication`), and nothing
+else going on. It is taken in three ways:
+
+- **drained**: one call, then a synchronisation. The latency that a host sees, launch included.
+- **chained**: calls back to back, device events between them. Throughput; for small sizes, how fast a host can issue.
+- **traced**: the transfer as rows of steps have it, from the profiler. The one to hold a step's collectives against,
+  for the duration of a kernel has no launch in it.
+
+``all_to_all_v`` sends the first rank of each group ten times as much as any other. That rank has the most bytes, and
+its size is what is stated: as much crosses the bus to it as of an even exchange of that size, but one way only.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from epbench.analysis.calls import bus_bytes
+from epbench.comm_records import CommPoint, Op, Partition, Way
+from epbench.measure.capture import trace_runs
+from epbench.measure.ranks import line_up, maximum_over_ranks
+from epbench.measure.repetitions import Work, back_to_back, one_by_one, spread_of
+from epbench.parallel.communication import (
+    Axis,
+    all_gather_into,
+    all_reduce_,
+    all_to_all_into,
+    reduce_scatter_into,
+)
+
+if TYPE_CHECKING:
+    from epbench.stacks.protocol import World
+
+__all__ = ["DATA", "Case", "SweepTimes", "axis_name", "prepare", "sweep"]
+
+Progress = Callable[[str, int], None]
+
+DATA = "normal random numbers; zeros where the all-reduce sums in place"
+SMALLEST_BYTES = 4096
+UNEVEN = 10  # rows for the first rank of a group, to one for any other
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How much is measured."""
+
+    largest_bytes: int
+    step: int  # from one size to the next, a factor
+    warm_up: int
+    repetitions: int  # drained, and as many chained
+    traced: int
+    dtype: torch.dtype
+    dtype_name: str
+
+
+_EFFORTS = {
+    "cuda": _Effort(512 * 2**20, 2, 5, 30, 10, torch.bfloat16, "bf16"),
+    "cpu": _Effort(2**20, 4, 1, 5, 5, torch.float32, "fp32"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op of one size, ready to be called; ``bytes`` is the whole buffer of the rank that has most."""
+
+    op: Op
+    bytes: int
+    run: Work
+
+
+@dataclass(frozen=True)
+class SweepTimes:
+    """What one rank tells; the same on every rank. ``points`` are drained and chained, partition by partition."""
+
+    dtype: str
+    largest_bytes: int  # asked for; less where a device has no memory for it
+    points: list[list[CommPoint]]
+
+
+def sweep(
+    partitions: Sequence[Partition], world: "World", *, directory: Path, on_progress: Progress
+) -> tuple[SweepTimes, int]:
+    """Times every partition, and traces them into ``directory``; returns also the number of traced steps.
+
+    A collective: every rank calls it with the same partitions, whose axes the trace calls :func:`axis_name`.
+    """
+    effort = _EFFORTS[world.device.type]
+    largest_bytes = _affordable(effort.largest_bytes, world)
+    cases = prepare(partitions, world, largest_bytes=largest_bytes)
+    beats = iter(range(1 << 31))
+    points = []
+    for partition, own in zip(partitions, cases, strict=True):
+        points.append([point for case in own for point in _timed(case, partition.group_size, effort, world)])
+        on_progress("comm", next(beats))
+    line_up(world)
+
+    def once(_index: int) -> None:
+        for own in cases:
+            for case in own:
+                case.run()
+            on_progress("comm", next(beats))
+
+    trace_runs(once, world, steps=effort.traced, directory=directory)
+    return SweepTimes(effort.dtype_name, largest_bytes, points), effort.traced
+
+
+def axis_name(index: int) -> str:
+    """What labels call the groups of the ``index``-th partition."""
+    return f"partition{index}"
+
+
+def _affordable(wanted_bytes: int, world: "World") -> int:
+    """The largest size: an eighth of the memory that is free on every rank, three buffers of it being needed."""
+    if world.device.type == "cpu":
+        return wanted_bytes
+    free_bytes, _ = torch.cuda.mem_get_info(world.device)
+    (least,) = maximum_over_ranks([-float(free_bytes)], world)
+    largest = wanted_bytes
+    while largest > -least / 8 and largest > SMALLEST_BYTES:
+        largest //= 2
+    return largest
+
+
+# ---------------------------------------------------------------- what is called
+
+
+def prepare(partitions: Sequence[Partition], world: "World", *, largest_bytes: int | None = None) -> list[list[Case]]:
+    """The cases of each partition, from the largest size, which wakes the device, to the smallest. A collective."""
+    effort = _EFFORTS[world.device.type]
+    largest = effort.largest_bytes if largest_bytes is None else largest_bytes
+    sizes = [SMALLEST_BYTES]
+    while sizes[-1] * effort.step <= largest:
+        sizes.append(sizes[-1] * effort.step)
+    buffers = _Buffers.of(largest, effort.dtype, world.device)
+    axes = [_axis(partition, index, world) for index, partition in enumerate(partitions)]
+    return [[case for size in reversed(sizes) for case in _cases(axis, buffers, size)] for axis in axes]
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """Flat, of the largest size each; every case takes what it needs from the start."""
+
+    sent: Tensor
+    received: Tensor
+    summed: Tensor
+
+    @classmethod
+    def of(cls, size: int, dtype: torch.dtype, device: torch.device) -> "_Buffers":
+        count = size // dtype.itemsize
+        sent = torch.empty(count, dtype=dtype, device=device).normal_()
+        return cls(sent, torch.empty_like(sent), torch.zeros_like(sent))
+
+
+def _axis(partition: Partition, index: int, world: "World") -> Axis:
+    """This rank's group; all ranks make all groups of a partition, in one order."""
+    if len(partition.groups) == 1:
+        assert dist.group.WORLD is not None, "a sweep needs the launch's process group"
+        return Axis.from_group(dist.group.WORLD, axis_name(index))
+    made = [(ranks, dist.new_group(list(ranks))) for ranks in partition.groups]
+    own = next(group for ranks, group in made if world.rank in ranks)
+    return Axis.from_group(own, axis_name(index))
+
+
+def _cases(axis: Axis, buffers: _Buffers, size: int) -> Iterator[Case]:
+    """All ops with buffers of ``size`` bytes, or what of it can be split evenly."""
+    n, item = axis.size, buffers.sent.element_size()
+    rows = size // (item * n)
+    whole, part = slice(0, rows * n), slice(0, rows)
+    sent, received, summed = buffers.sent, buffers.received, buffers.summed[whole]
+    purpose = "sweep"
+
+    def even() -> None:
+        all_to_all_into(received[whole], sent[whole], axis=axis, purpose=purpose)
+
+    def gather() -> None:
+        all_gather_into(received[whole], sent[part], axis=axis, purpose=purpose)
+
+    def scatter() -> None:
+        reduce_scatter_into(received[part], sent[whole], axis=axis, purpose=purpose)
+
+    def reduce() -> None:
+        all_reduce_(summed, axis=axis, purpose=purpose)
+
+    size = rows * n * item
+    if rows >= UNEVEN:
+        yield _uneven(axis, buffers, rows // UNEVEN)
+    yield from (
+        Case("all_to_all", size, even),
+        Case("all_gather", size, gather),
+        Case("reduce_scatter", size, scatter),
+        Case("all_reduce", size, reduce),
+    )
+
+
+def _uneven(axis: Axis, buffers: _Buffers, rows: int) -> Case:
+    """The first rank of the group gets ``UNEVEN`` x ``rows`` from every rank, any other ``rows``."""
+    n = axis.size
+    splits = [UNEVEN * rows, *[rows] * (n - 1)], [rows * (1 if axis.rank else UNEVEN)] * n
+    sent, received = buffers.sent[: sum(splits[0])], buffers.received[: sum(splits[1])]
+
+    def run() -> None:
+        all_to_all_into(received, sent, axis=axis, purpose="sweep_uneven", splits=splits)
+
+    return Case("all_to_all_v", UNEVEN * rows * n * sent.element_size(), run)
+
+
+# ---------------------------------------------------------------- how it is timed
+
+
+def _timed(case: Case, group_size: int, effort: _Effort, world: "World") -> Iterator[CommPoint]:
+    for _ in range(effort.warm_up):
+        case.run()
+    crossing = bus_bytes(case.op.removesuffix("_v"), case.bytes, group_size)
+    assert crossing is not None, "a partition has groups of two ranks or more"
+    ways: tuple[tuple[Way, Callable[[Work, int, World], list[float]]], ...] = (
+        ("drained", one_by_one),
+        ("chained", back_to_back),
+    )
+    for way, measure in ways:
+        line_up(world)
+        seconds = maximum_over_ranks(measure(case.run, effort.repetitions, world), world)
+        yield CommPoint(
+            op=case.op,
+            way=way,
+            bytes=case.bytes,
+            bus_bytes=crossing,
+            seconds=spread_of(seconds),
+            repetitions=effort.repetitions,
+        )

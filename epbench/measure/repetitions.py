@@ -1,0 +1,63 @@
+"""Seconds of each repetition of the same work, with nothing between the repetitions but what the way of timing needs.
+
+This rank's seconds; a repetition takes the maximum over ranks (:func:`epbench.measure.ranks.maximum_over_ranks`).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import quantiles
+from typing import TYPE_CHECKING
+
+import torch
+
+from epbench.measure.ranks import drain
+from epbench.records import Spread
+
+if TYPE_CHECKING:
+    from epbench.stacks.protocol import World
+
+__all__ = ["back_to_back", "one_by_one", "spread_of"]
+
+Work = Callable[[], object]
+
+
+def back_to_back(work: Work, repetitions: int, world: "World") -> list[float]:
+    """From the end of one to the end of the next, without a synchronisation: by device events on CUDA."""
+    return _by_events(work, repetitions, world) if world.device.type == "cuda" else _by_host(work, repetitions)
+
+
+def _by_events(work: Work, repetitions: int, world: "World") -> list[float]:
+    work()  # fills the queue, so that the first repetition is not charged for an empty one
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    drain(world)
+    return [earlier.elapsed_time(later) * 1e-3 for earlier, later in pairwise(marks)]
+
+
+def _by_host(work: Work, repetitions: int) -> list[float]:
+    marks = [time.perf_counter()]
+    for _ in range(repetitions):
+        work()
+        marks.append(time.perf_counter())
+    return [later - earlier for earlier, later in pairwise(marks)]
+
+
+def one_by_one(work: Work, repetitions: int, world: "World") -> list[float]:
+    """From the host's call until the device is done, each repetition on its own."""
+    seconds = []
+    for _ in range(repetitions):
+        start_s = time.perf_counter()
+        work()
+        drain(world)
+        seconds.append(time.perf_counter() - start_s)
+    return seconds
+
+
+def spread_of(seconds: Sequence[float]) -> Spread:
+    """Median and quartiles of two or more repetitions."""
+    low, middle, high = quantiles(seconds, n=4, method="inclusive")
+    return Spread(median=middle, low=low, high=high)
