@@ -177,6 +177,7 @@ def _row(kind: Kind, found: list[Matched], steps: int, work: dict[int, Intervals
         calls_per_step=max(Counter(matched.root for matched in found).values()) / steps,
         bytes=round(median(matched.heaviest_bytes for matched in found)),
         bytes_mean=median(matched.mean_bytes for matched in found),
+        bus_bytes=_median(matched.heaviest_bus_bytes or 0.0 for matched in on_bus),
         transfer_s=median(_worst_by_step(found, steps, lambda matched: {matched.root: matched.transfer_s})),
         wait_s=median(_worst_by_step(found, steps, Matched.waits_s)),
         exposed_s=exposed_s,
