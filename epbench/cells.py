@@ -163,6 +163,7 @@ class MeasureSpec(Frozen):
     telemetry: bool = True
     record_routing: bool = Field(False, description="write the first step's expert ids, to replay them")
     canary: bool = Field(True, description="the same fixed work before and after a run")
+    comm: bool | Literal["auto"] = Field("auto", description="collectives alone, once a run; auto: on cuda")
 
 
 class Cell(Frozen):

@@ -12,13 +12,18 @@ from epbench.cells import Frozen
 from epbench.rank_groups import Groups
 from epbench.records import PROTOCOL_VERSION, SCHEMA_VERSION, Spread
 
-__all__ = ["OPS", "WAYS", "CommFit", "CommPoint", "CommRecord", "Op", "Partition", "Swept", "Way"]
+__all__ = ["OPS", "WAYS", "CommFit", "CommPoint", "CommRecord", "Op", "Partition", "Swept", "Way", "axis_name"]
 
 Op = Literal["all_to_all", "all_to_all_v", "all_gather", "reduce_scatter", "all_reduce"]
 Way = Literal["drained", "chained", "traced"]
 
 OPS: tuple[Op, ...] = ("all_to_all", "all_to_all_v", "all_gather", "reduce_scatter", "all_reduce")
 WAYS: tuple[Way, ...] = ("drained", "chained", "traced")
+
+
+def axis_name(index: int) -> str:
+    """What labels of a sweep call the groups of its ``index``-th partition."""
+    return f"partition{index}"
 
 
 class Partition(Frozen):

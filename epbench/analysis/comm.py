@@ -19,7 +19,7 @@ from statistics import median, quantiles
 import numpy as np
 
 from epbench.analysis.collectives import Matched
-from epbench.comm_records import OPS, WAYS, CommFit, CommPoint, Op, Partition, Swept, Way
+from epbench.comm_records import OPS, WAYS, CommFit, CommPoint, Op, Partition, Swept, Way, axis_name
 from epbench.layout import Layout
 from epbench.rank_groups import groups_of
 from epbench.records import CollectiveRow, Spread
@@ -44,9 +44,7 @@ SLOW_GROUP = 1.25  # times the fastest group of a partition
 # ---------------------------------------------------------------- from traces
 
 
-def traced_points(
-    found: Iterable[Matched], partitions: Sequence[Partition], *, axis_name: Callable[[int], str]
-) -> list[list[CommPoint]]:
+def traced_points(found: Iterable[Matched], partitions: Sequence[Partition]) -> list[list[CommPoint]]:
     """The traced points of each partition; a repetition is one traced step, and takes as long as its slowest group."""
     calls: dict[tuple[str, Op, int], list[Matched]] = defaultdict(list)
     for matched in found:

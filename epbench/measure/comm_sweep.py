@@ -15,6 +15,7 @@ its size is what is stated: as much crosses the bus to it as of an even exchange
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from epbench.analysis.calls import bus_bytes
-from epbench.comm_records import CommPoint, Op, Partition, Way
+from epbench.comm_records import CommPoint, Op, Partition, Way, axis_name
 from epbench.measure.capture import trace_runs
 from epbench.measure.ranks import line_up, maximum_over_ranks
 from epbench.measure.repetitions import Work, back_to_back, one_by_one, spread_of
@@ -38,7 +39,7 @@ from epbench.parallel.communication import (
 if TYPE_CHECKING:
     from epbench.stacks.protocol import World
 
-__all__ = ["DATA", "Case", "SweepTimes", "axis_name", "prepare", "sweep"]
+__all__ = ["Case", "SweepTimes", "prepare", "sweep"]
 
 Progress = Callable[[str, int], None]
 
@@ -77,29 +78,28 @@ class Case:
 
 @dataclass(frozen=True)
 class SweepTimes:
-    """What one rank tells; the same on every rank. ``points`` are drained and chained, partition by partition."""
+    """What a rank tells; the same on every rank. ``points`` are drained and chained, partition by partition."""
 
     dtype: str
-    largest_bytes: int  # asked for; less where a device has no memory for it
+    data: str
     points: list[list[CommPoint]]
+    traced_steps: int
+    warnings: list[str]
 
 
-def sweep(
-    partitions: Sequence[Partition], world: "World", *, directory: Path, on_progress: Progress
-) -> tuple[SweepTimes, int]:
-    """Times every partition, and traces them into ``directory``; returns also the number of traced steps.
+def sweep(partitions: Sequence[Partition], world: "World", *, directory: Path, on_progress: Progress) -> SweepTimes:
+    """Times every partition, then traces all of them into ``directory``, where labels have ``axis_name(index)``.
 
-    A collective: every rank calls it with the same partitions, whose axes the trace calls :func:`axis_name`.
+    A collective: every rank calls it with the same partitions. ``on_progress`` must not synchronise.
     """
     effort = _EFFORTS[world.device.type]
     largest_bytes = _affordable(effort.largest_bytes, world)
     cases = prepare(partitions, world, largest_bytes=largest_bytes)
-    beats = iter(range(1 << 31))
+    beats = count()
     points = []
     for partition, own in zip(partitions, cases, strict=True):
         points.append([point for case in own for point in _timed(case, partition.group_size, effort, world)])
         on_progress("comm", next(beats))
-    line_up(world)
 
     def once(_index: int) -> None:
         for own in cases:
@@ -108,12 +108,12 @@ def sweep(
             on_progress("comm", next(beats))
 
     trace_runs(once, world, steps=effort.traced, directory=directory)
-    return SweepTimes(effort.dtype_name, largest_bytes, points), effort.traced
-
-
-def axis_name(index: int) -> str:
-    """What labels call the groups of the ``index``-th partition."""
-    return f"partition{index}"
+    warnings = []
+    if largest_bytes < effort.largest_bytes:
+        warnings.append(
+            f"the sweep of collectives ends at {largest_bytes >> 20} MiB: the devices have no memory for more"
+        )
+    return SweepTimes(effort.dtype_name, DATA, points, effort.traced, warnings)
 
 
 def _affordable(wanted_bytes: int, world: "World") -> int:

@@ -90,7 +90,7 @@ class LaunchRecord(Frozen):
 
 def protocol_digest(measure: MeasureSpec) -> str:
     """Digest of what a number depends on besides cell and environment; how many launches is no part."""
-    unrelated = {"launches", "progress_timeout_s", "launch_timeout_s", "telemetry", "canary", "record_routing"}
+    unrelated = {"launches", "progress_timeout_s", "launch_timeout_s", "telemetry", "canary", "comm", "record_routing"}
     return digest([PROTOCOL_VERSION, measure.model_dump(mode="json", exclude=unrelated)])
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from epbench.cells import Cell, Frozen, MeasureSpec
+from epbench.comm_records import Partition
 from epbench.provenance import Device
 
 __all__ = ["PHASES", "LaunchSpec"]
@@ -26,6 +27,7 @@ PHASES = (
     "verify_layout",
     "verify_own_dtype",
     "canary",
+    "comm",
     "warmup",
     "timing",
     "memory",
@@ -36,16 +38,17 @@ PHASES = (
 
 
 class LaunchSpec(Frozen):
-    """One fresh process group for one cell; a canary only needs its ranks."""
+    """One fresh process group for one cell; a canary and a sweep of collectives only need its ranks."""
 
     cell: Cell
-    kind: Literal["verify", "measure", "canary"]
+    kind: Literal["verify", "measure", "canary", "comm"]
     index: int = Field(ge=0, description="of the launches of this cell")
     order: int = Field(ge=0, description="place among all launches of the run")
     repeats: int | None = Field(None, description="index of the invalid launch that this one replaces")
     device: Device
     measure: MeasureSpec
     detailed: bool = Field(True, description="memory and routing passes after the timing pass, and a trace that stays")
+    partitions: tuple[Partition, ...] = Field((), description="of the ranks, for a sweep of collectives")
     directory: Path
 
     @property

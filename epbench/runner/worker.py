@@ -97,6 +97,8 @@ def _run(spec: LaunchSpec, log: RankLog) -> None:
             _verify(spec, world, log)
         elif spec.kind == "canary":
             _canary(world, log)
+        elif spec.kind == "comm":
+            _comm(spec, world, log)
         else:
             _measure(spec, world, log)
         log.phase("done")
@@ -153,6 +155,13 @@ def _canary(world: "World", log: RankLog) -> None:
 
     log.phase("canary")
     log.result("canary", time_canary(world, on_progress=log.beat))
+
+
+def _comm(spec: LaunchSpec, world: "World", log: RankLog) -> None:
+    from epbench.measure.comm_sweep import sweep
+
+    log.phase("comm")
+    log.result("comm", sweep(spec.partitions, world, directory=spec.trace_directory, on_progress=log.beat))
 
 
 def _measure(spec: LaunchSpec, world: "World", log: RankLog) -> None:
