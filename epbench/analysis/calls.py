@@ -15,10 +15,10 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from epbench.analysis.events import NO_ARGUMENTS, Arguments
@@ -61,8 +61,7 @@ class Kind(NamedTuple):
     axis: str
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, gc=False):
     """One rank's part in one collective. ``start_s`` is None if the device had nothing to do for it."""
 
     kind: Kind
@@ -89,8 +88,8 @@ def _labelled(label: CommLabel, *, step: int, issued_s: float, spans: list[Span]
         size=label.size,
         step=step,
         issued_s=issued_s,
-        start_s=min((start_s for start_s, _ in spans), default=None),
-        end_s=max((end_s for _, end_s in spans), default=None),
+        start_s=min(start_s for start_s, _ in spans) if spans else None,
+        end_s=max(end_s for _, end_s in spans) if spans else None,
         bytes=(size := max(label.sent_bytes, label.received_bytes)),
         bus_bytes=bus_bytes(label.op, size, label.size) if label.kept_bytes is None else size - label.kept_bytes,
     )

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from epbench.analysis.columns import Kernels, Spans
+from epbench.analysis.columns import Floats, Kernels, Spans
 from epbench.analysis.kinds import KINDS
 from epbench.analysis.trace import RankTrace, Scope
 from epbench.layout import Layout
@@ -144,36 +144,45 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _slice(head: str, row: int, start_s: float, end_s: float, zero_s: float) -> Timed:
-    """A slice of which ``head`` is the JSON up to the lane; written by hand, for there are many."""
-    ts_us, dur_us = (start_s - zero_s) * 1e6, max(0.0, end_s - start_s) * 1e6
-    return ts_us, f'{head},"tid":{row},"ts":{ts_us:.3f},"dur":{dur_us:.3f}}}'
+def _slices(
+    heads: Iterable[str], rows: Iterable[int], start_s: Floats, end_s: Floats, zero_s: float
+) -> Iterator[Timed]:
+    """Slices of which ``heads`` are the JSON up to the lane; put together by hand, for there are many."""
+    ts_us, dur_us = _microseconds(start_s - zero_s), _microseconds(np.maximum(0.0, end_s - start_s))
+    for head, row, (at_us, ts), (_, dur) in zip(heads, rows, ts_us, dur_us, strict=True):
+        yield at_us, f'{head},"tid":{row},"ts":{ts},"dur":{dur}}}'
 
 
-def _heads(names: Iterable[str], rank: int, **more: str) -> list[str]:
-    return [_json({"ph": "X", "name": name, "pid": rank, **more})[:-1] for name in names]
+def _microseconds(times_s: Floats) -> Iterator[tuple[float, str]]:
+    """Times in microseconds, rounded to nanoseconds, each as number and as JSON."""
+    times_us = np.round(times_s * 1e6, 3).tolist()
+    return zip(times_us, _json(times_us)[1:-1].split(","), strict=True) if times_us else iter(())
 
 
-def _scope_lines(rank: int, scopes: Iterable[Scope], lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
-    for scope in scopes:
-        (head,) = _heads([scope.name], rank)
-        yield _slice(head, lanes["thread", scope.thread], scope.start_s, scope.end_s, zero_s)
+def _head(rank: int, name: str, **more: str) -> str:
+    return _json({"ph": "X", "name": name, "pid": rank, **more})[:-1]
+
+
+def _scope_lines(rank: int, scopes: Sequence[Scope], lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
+    heads = [_head(rank, scope.name) for scope in scopes]
+    rows = [lanes["thread", scope.thread] for scope in scopes]
+    start_s, end_s = np.array([scope.start_s for scope in scopes]), np.array([scope.end_s for scope in scopes])
+    return _slices(heads, rows, start_s, end_s, zero_s)
 
 
 def _operator_lines(rank: int, spans: Spans, lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
-    heads = _heads(spans.names, rank)
-    columns = (spans.name.tolist(), spans.start_s.tolist(), spans.end_s.tolist(), spans.thread.tolist())
-    for name, start_s, end_s, thread in zip(*columns, strict=True):
-        yield _slice(heads[name], lanes["thread", thread], start_s, end_s, zero_s)
+    heads = [_head(rank, name) for name in spans.names]
+    rows = [lanes["thread", thread] for thread in spans.thread.tolist()]
+    return _slices([heads[name] for name in spans.name.tolist()], rows, spans.start_s, spans.end_s, zero_s)
 
 
 def _kernel_lines(trace: RankTrace, shown: Any, lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
     kernels = trace.kernels
     kinds = [KINDS[kind] for kind in kernels.kinds.tolist()]
-    heads = [_heads([name], trace.rank, cat=kind)[0] for name, kind in zip(kernels.names, kinds, strict=True)]
-    columns = (kernels.name[shown], kernels.stream[shown], kernels.start_s[shown], kernels.end_s[shown])
-    for name, stream, start_s, end_s in zip(*(column.tolist() for column in columns), strict=True):
-        yield _slice(heads[name], lanes["stream", stream], start_s, end_s, zero_s)
+    heads = [_head(trace.rank, name, cat=kind) for name, kind in zip(kernels.names, kinds, strict=True)]
+    rows = [lanes["stream", stream] for stream in kernels.stream[shown].tolist()]
+    shown_heads = [heads[name] for name in kernels.name[shown].tolist()]
+    return _slices(shown_heads, rows, kernels.start_s[shown], kernels.end_s[shown], zero_s)
 
 
 def _arrows(trace: RankTrace, shown: Any, lanes: _Lanes, zero_s: float) -> Iterator[Timed]:
@@ -182,10 +191,11 @@ def _arrows(trace: RankTrace, shown: Any, lanes: _Lanes, zero_s: float) -> Itera
     known = shown[kernels.communicates[shown] & ~np.isnan(kernels.launch_s[shown])]
     if len(known) > MAX_ARROWS:
         return
-    columns = (known, kernels.thread[known], kernels.launch_s[known], kernels.stream[known], kernels.start_s[known])
-    for place, thread, launch_s, stream, start_s in zip(*(column.tolist() for column in columns), strict=True):
-        both = {"name": "launch", "cat": "launch", "id": trace.rank * 10**8 + place, "pid": trace.rank}
-        start_us, end_us = (launch_s - zero_s) * 1e6, (start_s - zero_s) * 1e6
-        yield start_us, _json({**both, "ph": "s", "tid": lanes["thread", thread], "ts": round(start_us, 3)})
-        end = {"ph": "f", "bp": "e", "tid": lanes["stream", stream], "ts": round(end_us, 3)}
-        yield end_us, _json({**both, **end})
+    launched, started = _microseconds(kernels.launch_s[known] - zero_s), _microseconds(kernels.start_s[known] - zero_s)
+    lanes_of = (kernels.thread[known].tolist(), kernels.stream[known].tolist())
+    head = f'{{"name":"launch","cat":"launch","pid":{trace.rank},"id":'
+    ends = zip(known.tolist(), *lanes_of, launched, started, strict=True)
+    for place, thread, stream, (launch_us, launch), (start_us, start) in ends:
+        both = f"{head}{trace.rank * 10**8 + place}"
+        yield launch_us, f'{both},"ph":"s","tid":{lanes["thread", thread]},"ts":{launch}}}'
+        yield start_us, f'{both},"ph":"f","bp":"e","tid":{lanes["stream", stream]},"ts":{start}}}'

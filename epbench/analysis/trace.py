@@ -9,6 +9,7 @@ line (category ``gpu_user_annotation``), which is left out here so that nothing 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,6 @@ class Scope(msgspec.Struct, frozen=True, gc=False):
     end_s: float
     thread: int
     args: Arguments
-
-    def holds(self, time_s: float) -> bool:
-        """Whether a moment lies within."""
-        return self.start_s <= time_s <= self.end_s
 
     def later(self, by_s: float) -> "Scope":
         """The same at another time."""
@@ -80,7 +77,10 @@ class RankTrace:
 
     def step_at(self, time_s: float) -> int | None:
         """Index of the traced step in which the host was at a time; None between and outside of steps."""
-        return next((i for i, step in enumerate(self.steps) if step.holds(time_s)), None)
+        for index, step in enumerate(self.steps):
+            if step.start_s <= time_s <= step.end_s:
+                return index
+        return None
 
     def counted_from(self, base_ns: int) -> "RankTrace":
         """The same with times that count from another base."""
@@ -147,14 +147,11 @@ def _sorted(document: Document) -> dict[str, Any]:
 
 
 def _by_category(document: Document) -> _By:
-    """Events with a duration by category; annotations by what they are for."""
+    """Complete events by category; annotations by what they are for."""
     found: _By = defaultdict(list)
     for event in document.events:
-        if event.ph != "X":
-            continue
-        if event.dur is None:
-            raise ValueError(f"{event.name!r} has no duration")
-        found[event.cat].append(event)
+        if event.ph == "X":
+            found[event.cat].append(event)
     for event in found.pop("user_annotation", []):
         kind = next((kind for kind, start in _SCOPES.items() if event.name.startswith(start)), "annotations")
         found[kind].append(event)
@@ -191,8 +188,9 @@ def _spans(events: Sequence[Event]) -> Spans:
 
 def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
     """Kernels in order of start, each with the launch that its correlation id names."""
-    device = sorted(device, key=lambda event: event.ts)
-    launched = {event.args.correlation: event for event in launching if event.args.correlation is not None}
+    device = sorted(device, key=attrgetter("ts"))
+    launched: dict[int | None, Event] = {event.args.correlation: event for event in launching}
+    launched.pop(None, None)
     launches = [launched.get(event.args.correlation) for event in device]
     spans = _spans(device)
     return Kernels(
@@ -211,12 +209,12 @@ def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
 def _about_calls(device: Sequence[Event], spans: Spans) -> dict[int, Arguments]:
     """The arguments of kernels that communicate, by place; equal ones are one object."""
     moves = [is_communication(name) for name in spans.names]
-    alike: dict[str, Arguments] = {}
+    alike: dict[bytes, Arguments] = {}
     found = {}
     for place, name in enumerate(spans.name.tolist()):
         if moves[name]:
             args = msgspec.structs.replace(device[place].args, correlation=None)
-            found[place] = alike.setdefault(repr(args), args)
+            found[place] = alike.setdefault(msgspec.json.encode(args), args)
     return found
 
 
@@ -228,7 +226,8 @@ def _named(events: Iterable[Event]) -> tuple[tuple[str, ...], Any]:
 
 
 def _duration(event: Event) -> float:
-    assert event.dur is not None, "events without a duration were refused"
+    if event.dur is None:
+        raise ValueError(f"{event.name!r} has no duration")
     return event.dur
 
 
