@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from statistics import median
 
+from epbench.analysis.comm import beside_isolated
 from epbench.analysis.statistics import launch_interval
 from epbench.cells import Cell
+from epbench.comm_records import Swept
 from epbench.flops import mfu, tflops
 from epbench.packing import attended_length
 from epbench.records import CellResult, EnvironmentRecord, LaunchValue, Outcome, OwnDtypeRecord
@@ -18,9 +20,17 @@ VALID_LAUNCHES = 3  # what a cell needs to be ok, or as many as were asked for w
 
 
 def cell_result(
-    entry: CellEntry, launches: Sequence[LaunchRecord], *, asked: int, environment: EnvironmentRecord
+    entry: CellEntry,
+    launches: Sequence[LaunchRecord],
+    *,
+    asked: int,
+    environment: EnvironmentRecord,
+    swept: Sequence[Swept] = (),
 ) -> CellResult:
-    """The row of a cell whose launches are over; ``asked`` is the number of launches that was wanted."""
+    """The row of a cell whose launches are over; ``asked`` is the number of launches that was wanted.
+
+    ``swept`` is what collectives reach alone; rows on groups that it does not know have no ceiling.
+    """
     measured = [launch for launch in launches if launch.kind == "measure"]
     outcome, reason = _outcome(launches, asked)
     found: dict[str, object] = {
@@ -36,7 +46,7 @@ def cell_result(
         if launch.verify is not None:
             found["verify"] = launch.verify
     if outcome in {"ok", "unstable"}:
-        found |= _numbers(entry.cell, measured, environment) | _details(measured)
+        found |= _numbers(entry.cell, measured, environment) | _details(entry.cell, measured, swept)
         found["reason"] = reason or next((launch.note for launch in measured if launch.note), None)
     return result_of(entry).model_copy(update=found)
 
@@ -145,21 +155,23 @@ def _numbers(cell: Cell, launches: Sequence[LaunchRecord], environment: Environm
     return found
 
 
-def _details(launches: Sequence[LaunchRecord]) -> dict[str, object]:
+def _details(cell: Cell, launches: Sequence[LaunchRecord], swept: Sequence[Swept]) -> dict[str, object]:
     """From the first valid launch that looked closer; compilation from the first one, which paid for it."""
     found: dict[str, object] = {"compile": launches[0].compile, "loss": launches[0].losses}
     detailed = next((launch for launch in launches if launch.valid and launch.detailed), None)
     if detailed is None or detailed.memory is None:
         return found
+    collectives = beside_isolated(detailed.collectives, cell.layout, swept)
     return found | {
         "peak_allocated_bytes": detailed.memory.peak_allocated_bytes,
         "peak_reserved_bytes": detailed.memory.peak_reserved_bytes,
         "memory_bytes": detailed.memory.memory_bytes,
+        "memory": detailed.memory.detail,
         "expert_load": detailed.expert_load,
         "breakdown_s": detailed.breakdown,
         "breakdown_per_rank_s": detailed.breakdown_per_rank,
         "kernels_s": detailed.kernels_s,
         "unclassified_share": detailed.unclassified_share,
-        "collectives": detailed.collectives,
-        "all_to_all": [row for row in detailed.collectives if row.op == "all_to_all"],
+        "collectives": collectives,
+        "all_to_all": [row for row in collectives if row.op == "all_to_all"],
     }

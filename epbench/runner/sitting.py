@@ -53,6 +53,14 @@ class SittingLog:
         self._run.write_run(record.model_copy(update={"sittings": [*record.sittings, self._sitting]}))
         return self._sitting.warnings
 
+    def note(self, warnings: Sequence[str]) -> None:
+        """Keep what was found since :meth:`begin` and makes the numbers of the run doubtful."""
+        assert self._sitting is not None, "a sitting is noted on after it began"
+        if warnings:
+            self._sitting = self._sitting.model_copy(update={"warnings": [*self._sitting.warnings, *warnings]})
+            record = self._run.record
+            self._run.write_run(record.model_copy(update={"sittings": [*record.sittings[:-1], self._sitting]}))
+
     def end(self, server: ForkServer, interrupted: Callable[[], bool]) -> list[str]:
         """After the last launch; returns what was found to have changed since :meth:`begin`."""
         assert self._sitting is not None, "a sitting ends after it began"
