@@ -20,12 +20,14 @@ import signal
 import socket
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from epbench.runner.processes import become_subreaper, die_with_parent, end_descendants
 from epbench.runner.spec import LaunchSpec
-from epbench.store import write_atomically
+from epbench.runner.victims import EXIT_UNWRITABLE, is_unwritable
+from epbench.writing import write_atomically, writing
 
 __all__ = ["main", "serve"]
 
@@ -44,6 +46,7 @@ _PRELOADED = (
     "epbench.stacks.data",
     "epbench.measure.canary",
     "epbench.measure.clock",
+    "epbench.measure.comm_sweep",
     "epbench.measure.memory",
     "epbench.measure.capture",
     "epbench.measure.routing",
@@ -100,16 +103,20 @@ def _agent(spec_path: Path, server: int) -> NoReturn:
         spec = LaunchSpec.read(spec_path)
         _redirect(spec.error_log)
         code = _run_elastic(spec)
-    except BaseException:  # the launch boundary: whatever happens here must not unwind into the server's loop
-        traceback.print_exc()
+    except BaseException as error:  # the launch boundary: what happens here must not unwind into the server's loop
+        code = EXIT_UNWRITABLE if is_unwritable(type(error).__name__, str(error)) else 1
+        with suppress(OSError):  # the log itself may be what is full
+            traceback.print_exc()
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         os._exit(code)
 
 
 def _redirect(log: Path) -> None:
     """Output of the agent and of the ranks that it forks goes to the launch's own file."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with writing(log):
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)

@@ -1,9 +1,10 @@
 """What ended a launch, from what its ranks said, how the agent saw them end, and whether the watchdog
 stepped in.
 
-The order of the questions matters: want of memory on any rank explains everybody else's error; an exception
-of a rank's own explains the closed connections of its peers; a signal leaves no exception at all; and only
-when nobody has a cause of their own is the launch called hung.
+The order of the questions matters: a file that cannot be written explains all else, and no cell is to blame for
+it; want of memory on any rank explains everybody else's error; an exception of a rank's own explains the closed
+connections of its peers; a signal leaves no exception at all; and only when nobody has a cause of their own is the
+launch called hung.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from epbench.runner.ranklog import Failure, RankState
-from epbench.runner.victims import is_out_of_memory, is_secondary, requested_memory
+from epbench.runner.victims import (
+    EXIT_UNWRITABLE,
+    is_out_of_memory,
+    is_secondary,
+    is_unwritable,
+    requested_memory,
+)
 from epbench.runner.watch import LaunchEnd
 from epbench.store import read_json
 
@@ -19,6 +26,8 @@ __all__ = ["Verdict", "judge"]
 
 _SHOWN_CHARACTERS = 300
 _SIGTERM = -15  # how the agent ends the peers of the rank that failed
+_SIGKILL = -9
+_PERHAPS_MEMORY = " (the kernel ends processes like this when the host is out of memory)"
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,8 @@ class Verdict:
 
     outcome: Literal["ok", "oom", "timeout", "crashed", "interrupted"]
     reason: str | None = None
+    requested_bytes: int | None = None  # of ``oom``: what the allocator was asked for
+    unfit: bool = False  # the machine's fault: a launch that says nothing of its cell
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,10 @@ class _Failed:
         return is_out_of_memory(self.failure.kind, self.failure.message)
 
     @property
+    def unwritable(self) -> bool:
+        return is_unwritable(self.failure.kind, self.failure.message)
+
+    @property
     def secondary(self) -> bool:
         return is_secondary(self.failure.kind, self.failure.message)
 
@@ -47,19 +62,45 @@ def judge(end: LaunchEnd) -> Verdict:
     """The verdict on a launch that has ended."""
     if end.stop == "interrupted":
         return Verdict("interrupted", "ended by the keyboard")
+    if damaged := [tail.state.rank for tail in end.tails if tail.damaged]:
+        return Verdict("crashed", f"the log of {_ranks(damaged)} holds lines that no rank writes", unfit=True)
     if end.exit_code == 0 and all(state.done for state in end.ranks):
         return Verdict("ok")
     failed = [_Failed(state, state.failure) for state in end.ranks if state.failure]
     failed.sort(key=lambda one: one.failure.time_s)
-    return _out_of_memory(failed) or _own_exception(failed) or _killed(end) or _hung(end) or _unexplained(end, failed)
+    return (
+        _unwritable(end, failed)
+        or _out_of_memory(failed)
+        or _own_exception(failed)
+        or _killed(end)
+        or _hung(end)
+        or _unexplained(end, failed)
+    )
+
+
+def _unwritable(end: LaunchEnd, failed: Sequence[_Failed]) -> Verdict | None:
+    """A rank, or the agent, that could not write: it said so, or its exit code does where it could not even that."""
+    for one in failed:
+        if one.unwritable:
+            what = f"rank {one.state.rank} could not write during {one.failure.phase}: {_first_line(one.failure)}"
+            return Verdict("crashed", what, unfit=True)
+    for rank, code in _exit_codes(end).items():
+        if code == EXIT_UNWRITABLE:
+            state = end.ranks[rank]
+            what = f"rank {rank} could not write '{end.spec.rank_log(rank)}' during {state.phase}"
+            return Verdict("crashed", what, unfit=True)
+    if end.exit_code == EXIT_UNWRITABLE:
+        return Verdict("crashed", f"ranks could not write to '{end.spec.directory}'", unfit=True)
+    return None
 
 
 def _out_of_memory(failed: Sequence[_Failed]) -> Verdict | None:
     for one in failed:
         if one.out_of_memory:
             size = requested_memory(one.failure.message)
-            asked = f": asked for {size}" if size else ""
-            return Verdict("oom", f"rank {one.state.rank} ran out of memory during {one.failure.phase}{asked}")
+            asked = f": asked for {_shown_bytes(size)}" if size else ""
+            where = f"rank {one.state.rank} ran out of memory during {one.failure.phase}"
+            return Verdict("oom", where + asked, requested_bytes=size)
     return None
 
 
@@ -68,31 +109,61 @@ def _own_exception(failed: Sequence[_Failed]) -> Verdict | None:
 
 
 def _raised(one: _Failed) -> Verdict:
-    lines = one.failure.message.strip().splitlines()
-    message = f": {_shortened(lines[0])}" if lines else ""
+    message = _first_line(one.failure)
     where = f"rank {one.state.rank} raised {one.failure.kind} during {one.failure.phase}"
-    return Verdict("crashed", where + message)
+    return Verdict("crashed", f"{where}: {message}" if message else where)
+
+
+def _first_line(failure: Failure) -> str:
+    lines = failure.message.strip().splitlines()
+    return _shortened(lines[0]) if lines else ""
+
+
+def _shown_bytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB" if size >= 2**20 else f"{size} B"
 
 
 def _killed(end: LaunchEnd) -> Verdict | None:
     """A rank that ended without an exception, as the elastic agent saw it."""
-    failures = (read_json(end.spec.agent_file) or {}).get("failures", {})
-    for rank, code in sorted(failures.items(), key=lambda item: int(item[0])):
-        state = end.ranks[int(rank)]
+    for rank, code in _exit_codes(end).items():
+        state = end.ranks[rank]
         if state.failure is None and code != _SIGTERM:
             how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-            return Verdict("crashed", f"rank {rank} {how} during {state.phase}")
+            what = f"rank {rank} {how} during {state.phase}"
+            return _killed_for_memory(end, what) if code == _SIGKILL else Verdict("crashed", what)
     return None
+
+
+def _killed_for_memory(end: LaunchEnd, what: str) -> Verdict:
+    """Signal 9 is also how the kernel frees memory; it counts how often it does."""
+    if end.oom_kills:
+        return Verdict("oom", f"{what}: {_ended_by_the_kernel(end.oom_kills)}")
+    return Verdict("crashed", what + (_PERHAPS_MEMORY if end.oom_kills is None else ""))
+
+
+def _ended_by_the_kernel(count: int) -> str:
+    processes = "a process" if count == 1 else f"{count} processes"
+    return f"the kernel ended {processes} because the host was out of memory"
+
+
+def _exit_codes(end: LaunchEnd) -> dict[int, int]:
+    """Rank -> how the elastic agent saw it end; negative for a signal."""
+    failures = (read_json(end.spec.agent_file) or {}).get("failures", {})
+    return {int(rank): code for rank, code in sorted(failures.items(), key=lambda item: int(item[0]))}
 
 
 def _hung(end: LaunchEnd) -> Verdict | None:
     measure = end.spec.measure
     if end.stop == "stalled":
         silent = f"no sign of life from {_ranks(end.stuck)} for {measure.progress_timeout_s:g} s"
-        return Verdict("timeout", f"{silent}; {_furthest_behind(end)}")
+        return Verdict("timeout", f"{silent}; {_furthest_behind(end)}{_deaf(end)}")
     if end.stop == "too long":
-        return Verdict("timeout", f"not done after {measure.launch_timeout_s:g} s; {_furthest_behind(end)}")
+        return Verdict("timeout", f"not done after {measure.launch_timeout_s:g} s; {_furthest_behind(end)}{_deaf(end)}")
     return None
+
+
+def _deaf(end: LaunchEnd) -> str:
+    return "".join(f"; rank {rank} was {why}, so it has no stack" for rank, why in end.deaf.items())
 
 
 def _ranks(numbers: Sequence[int]) -> str:
@@ -138,6 +209,10 @@ def _unexplained(end: LaunchEnd, failed: Sequence[_Failed]) -> Verdict:
         return Verdict("crashed", f"{names} ended without a word during {silent[0].phase}")
     if failed:
         return _raised(failed[0])
+    if end.oom_kills:
+        return Verdict("oom", _ended_by_the_kernel(end.oom_kills))
+    if end.exit_code is None:
+        return Verdict("crashed", "the process that ranks are forked from ended without a word")
     return Verdict("crashed", f"the launch's agent ended with code {end.exit_code}: {_last_words(end)}")
 
 

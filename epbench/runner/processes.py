@@ -9,9 +9,11 @@ of its socket closes.
 import ctypes
 import os
 import signal
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["become_subreaper", "descendants", "die_with_parent", "end_descendants"]
+__all__ = ["become_subreaper", "descendants", "die_with_parent", "end_descendants", "kill_all", "stat_of"]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,13 +42,21 @@ def _parents() -> dict[int, int]:
     """Parent of every process that can be seen; a process may vanish while it is read."""
     parents = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+        if entry.name.isdigit() and (stat := stat_of(int(entry.name))):
+            parents[int(entry.name)] = int(stat[1])
     return parents
+
+
+def stat_of(process_id: int) -> list[str] | None:
+    """Fields of ``/proc/<pid>/stat`` from the state on (see proc_pid_stat(5)); None: there is no such process.
+
+    Field 0 is the state (``T`` stopped, ``D`` waits uninterruptibly, ``Z`` dead), 1 the parent, 19 the start in ticks.
+    """
+    try:
+        text = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
 
 
 def descendants(root: int) -> list[int]:
@@ -62,14 +72,17 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def kill_all(process_ids: Iterable[int]) -> None:
+    """Kill each that still is there."""
+    for process_id in process_ids:
+        with suppress(ProcessLookupError):
+            os.kill(process_id, signal.SIGKILL)
+
+
 def end_descendants() -> None:
     """Kill and reap everything below this process, which must be a subreaper, until nothing is left."""
     while left := descendants(os.getpid()):
-        for process_id in left:
-            try:
-                os.kill(process_id, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        kill_all(left)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:

@@ -20,20 +20,25 @@ from typing import Any
 from pydantic import BaseModel
 
 from epbench.runner.spec import PHASES
+from epbench.writing import writing
 
 __all__ = ["Failure", "RankLog", "RankState", "RankTail"]
 
 
 class RankLog:
-    """The rank's end: every record reaches the file before the call returns."""
+    """The rank's end: every record reaches the file before the call returns, or raises StorageError."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        self._path = path
+        with writing(path):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         self._phase = PHASES[0]
 
     def _write(self, kind: str, fields: Mapping[str, Any]) -> None:
-        line = json.dumps({"t": time.time(), "kind": kind, **fields}, allow_nan=False)
-        os.write(self._descriptor, line.encode() + b"\n")
+        line = json.dumps({"t": time.time(), "kind": kind, **fields}, allow_nan=False).encode() + b"\n"
+        with writing(self._path, num_bytes=len(line)):
+            while line:  # a disk that is almost full takes a part of it
+                line = line[os.write(self._descriptor, line) :]
 
     def phase(self, name: str, **fields: Any) -> None:
         """This rank enters a phase."""
@@ -112,6 +117,26 @@ class RankState:
         return self.phase == "done"
 
 
+_FIELDS = {
+    "phase": {"phase"},
+    "beat": {"step"},
+    "result": {"name", "value"},
+    "failure": {"phase", "type", "message", "traceback"},
+}
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record in a line, or None if a rank cannot have written it."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or not _FIELDS.get(str(found.get("kind")), {None}) <= found.keys() - {"t"}:
+        return None
+    known = found.get("phase", PHASES[0]) in PHASES and isinstance(found.get("step", 0), int)
+    return found if known and isinstance(found.get("t"), float | int) else None
+
+
 class RankTail:
     """The parent's end: follows one rank's file from where it stopped reading."""
 
@@ -119,6 +144,7 @@ class RankTail:
         self._path = path
         self._offset = 0
         self.state = RankState(rank)
+        self.damaged = False  # there was a whole line that is no record
         self.results: dict[str, Any] = {}
         self.started: dict[str, Any] = {}
         self.entered: dict[str, float] = {}  # phase -> when, by the rank's clock
@@ -140,7 +166,9 @@ class RankTail:
             return []
         whole = text[: text.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        records = [_record(line) for line in whole.splitlines()]
+        self.damaged |= None in records
+        return [record for record in records if record is not None]
 
     def _take(self, record: dict[str, Any]) -> None:
         if record["kind"] == "phase":

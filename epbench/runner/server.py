@@ -3,20 +3,23 @@
 import json
 import os
 import selectors
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from epbench.errors import UnfitMachineError
+from epbench.runner.processes import descendants, kill_all
+from epbench.writing import writing
 
 __all__ = ["ForkServer", "launch_variables"]
 
 _IMPORT_TIMEOUT_S = 180
 _END_TIMEOUT_S = 30
+_POLL_S = 0.25
 
 
 def launch_variables(device: str, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -43,9 +46,11 @@ def launch_variables(device: str, variables: Mapping[str, str] = os.environ) -> 
 class ForkServer:
     """One fork server process and the socket to it; a context manager that leaves nothing running."""
 
-    def __init__(self, variables: Mapping[str, str], log: Path) -> None:
+    def __init__(self, variables: Mapping[str, str], log: Path, *, inherited: Sequence[int] = ()) -> None:
         self._variables = dict(variables)
         self._log = log
+        self._inherited = tuple(inherited)  # descriptors that every process of every launch holds open
+        self._ready = False
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._received = b""
@@ -61,27 +66,37 @@ class ForkServer:
         """Of the server, while it runs."""
         return self._process.pid if self._process else None
 
-    def start(self) -> None:
+    def start(self, interrupted: Callable[[], bool] = lambda: False) -> bool:
         """Start it and wait until torch is imported (4 s on a laptop, 14 s on a GPU machine); no-op while
-        it runs.
+        it runs. False if it was not waited for, because of Ctrl-C.
 
         Raises UnfitMachineError with the last line that it wrote when it cannot start.
         """
         if self._process is not None and self._process.poll() is None:
-            return
+            return True
         self.close()
+        self._spawn()
+        deadline = time.monotonic() + _IMPORT_TIMEOUT_S
+        while (answer := self.wait(_POLL_S)) is None and time.monotonic() < deadline:
+            if interrupted():
+                self.close()
+                return False
+        self._ready = bool((answer or {}).get("ready"))
+        if not self._ready:
+            self.close()
+            raise UnfitMachineError(f"the ranks' process cannot start: {self._last_words()} (see '{self._log}')")
+        return True
+
+    def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
-        with self._log.open("ab") as log, theirs:
+        with writing(self._log), self._log.open("ab") as log, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "epbench.runner.forkserver", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._variables,
-                pass_fds=[theirs.fileno()], start_new_session=True,
+                pass_fds=[theirs.fileno(), *self._inherited], start_new_session=True,
             )  # fmt: skip
         self._socket = ours
         self._received = b""
-        if not (self.wait(_IMPORT_TIMEOUT_S) or {}).get("ready"):
-            self.close()
-            raise UnfitMachineError(f"the ranks' process cannot start: {self._last_words()} (see '{self._log}')")
 
     def launch(self, spec: Path) -> None:
         """Order a launch; :meth:`wait` tells when all of its processes are gone."""
@@ -110,18 +125,18 @@ class ForkServer:
         return answer
 
     def close(self) -> None:
-        """Close the socket, on which the server ends all it started and itself."""
+        """Close the socket, on which the server ends all it started and itself; at once while it still imports."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         if self._process is None:
             return
         try:
-            self._process.wait(_END_TIMEOUT_S)
+            self._process.wait(_END_TIMEOUT_S if self._ready else 0)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            kill_all([*descendants(self._process.pid), self._process.pid])
             self._process.wait()
-        self._process = None
+        self._process, self._ready = None, False
 
     def _send(self, order: dict[str, Any]) -> None:
         assert self._socket is not None, "the fork server is not running"

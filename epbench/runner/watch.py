@@ -3,20 +3,28 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from epbench.runner.processes import descendants
+from epbench.runner.host_memory import oom_kills
+from epbench.runner.processes import descendants, stat_of
 from epbench.runner.ranklog import RankState, RankTail
 from epbench.runner.server import ForkServer
 from epbench.runner.spec import LaunchSpec
-from epbench.store import write_atomically
+from epbench.writing import write_atomically, writing
 
 __all__ = ["LaunchEnd", "Stop", "watch_launch"]
 
 _POLL_S = 0.25  # how stale the parent may be; each poll stats one small file a rank
 _DUMP_S = 1.0
+_DEAF = {  # states of /proc/<pid>/stat in which no signal handler runs
+    "T": "stopped by a signal",
+    "t": "stopped by a debugger",
+    "D": "waiting within the kernel, uninterruptibly",
+}
 
 Stop = Literal["stalled", "too long", "interrupted"]
 
@@ -32,6 +40,8 @@ class LaunchEnd:
     stuck: tuple[int, ...] = ()  # ranks without news when the watchdog stepped in
     tails: Sequence[RankTail] = field(default=(), repr=False)
     ordered_s: float = 0.0  # when, in seconds since the epoch, which is the clock of the ranks' lines
+    deaf: Mapping[int, str] = field(default_factory=dict)  # why ranks could not say where they stood
+    oom_kills: int | None = None  # processes that the kernel ended for want of memory meanwhile; None: it does not tell
 
     @property
     def ranks(self) -> list[RankState]:
@@ -47,9 +57,10 @@ def watch_launch(
     on_progress: Callable[[RankState], None],
 ) -> LaunchEnd:
     """Run one launch to its end, whatever that is. ``on_progress`` is told of the rank furthest behind."""
-    server.start()
+    started = server.start(interrupted)
     watch = _Watch(spec)
-    spec.directory.mkdir(parents=True, exist_ok=True)
+    if not started:
+        return watch.ended(None, "interrupted")
     write_atomically(spec.path, spec.model_dump_json(indent=2))
     server.launch(spec.path)
     while (answer := server.wait(_POLL_S)) is None:
@@ -69,6 +80,7 @@ class _Watch:
         self.tails = [RankTail(spec.rank_log(rank), rank) for rank in range(spec.cell.world_size)]
         self._ordered_s, self._started = time.time(), time.monotonic()
         self._heard = [self._started] * len(self.tails)
+        self._oom_kills = oom_kills()
 
     def poll(self) -> None:
         now = time.monotonic()
@@ -77,14 +89,17 @@ class _Watch:
                 self._heard[rank] = now
 
     @property
+    def states(self) -> list[RankState]:
+        return [tail.state for tail in self.tails]
+
+    @property
     def last(self) -> RankState:
-        return min((tail.state for tail in self.tails), key=lambda state: state.place)
+        return min(self.states, key=lambda state: state.place)
 
     def stuck(self) -> tuple[int, ...]:
         """Ranks that have been silent for too long; one that is done or has failed may be."""
         limit = time.monotonic() - self.spec.measure.progress_timeout_s
-        states = (tail.state for tail in self.tails)
-        waiting = [state.rank for state in states if not state.done and state.failure is None]
+        waiting = [state.rank for state in self.states if not state.done and state.failure is None]
         return tuple(rank for rank in waiting if self._heard[rank] < limit)
 
     def stop(self, interrupted: bool) -> Stop | None:
@@ -96,31 +111,60 @@ class _Watch:
         elapsed_s = time.monotonic() - self._started
         return "too long" if elapsed_s > self.spec.measure.launch_timeout_s else None
 
-    def ended(self, exit_code: int | None, stop: Stop | None = None, stuck: tuple[int, ...] = ()) -> LaunchEnd:
-        elapsed_s = time.monotonic() - self._started
+    def ended(
+        self,
+        exit_code: int | None,
+        stop: Stop | None = None,
+        *,
+        stuck: tuple[int, ...] = (),
+        deaf: Mapping[int, str] | None = None,
+    ) -> LaunchEnd:
+        before, after = self._oom_kills, oom_kills()
         return LaunchEnd(
-            self.spec, elapsed_s, exit_code, stop=stop, stuck=stuck, tails=self.tails, ordered_s=self._ordered_s
+            self.spec,
+            time.monotonic() - self._started,
+            exit_code,
+            stop=stop,
+            stuck=stuck,
+            tails=self.tails,
+            ordered_s=self._ordered_s,
+            deaf=deaf or {},
+            oom_kills=None if before is None or after is None else after - before,
         )
 
 
 def _stop(server: ForkServer, watch: _Watch, stop: Stop) -> LaunchEnd:
     stuck = watch.stuck()
-    if stop != "interrupted":
-        _ask_where_they_stand(server, watch)
+    deaf = {} if stop == "interrupted" else _ask_where_they_stand(server, watch)
     server.end_launch()
     watch.poll()
-    return watch.ended(None, stop, stuck)
+    return watch.ended(None, stop, stuck=stuck, deaf=deaf)
 
 
-def _ask_where_they_stand(server: ForkServer, watch: _Watch) -> None:
-    """Let every rank write its stacks and its flight record, within a second."""
+def _ask_where_they_stand(server: ForkServer, watch: _Watch) -> dict[int, str]:
+    """Let every rank write its stacks and its flight record, within a second; returns why some cannot."""
     ours = set(descendants(server.process_id)) if server.process_id else set()
-    asked = []
-    for state in (tail.state for tail in watch.tails):
-        if state.process_id is not None and state.process_id in ours and not state.done:
-            os.kill(state.process_id, signal.SIGUSR1)
-            os.kill(state.process_id, signal.SIGUSR2)
-            asked += [watch.spec.stack_dump(state.rank), watch.spec.flight_record(state.rank)]
+    asked = {s.rank: s.process_id for s in watch.states if s.process_id in ours and s.process_id and not s.done}
+    deaf = {rank: why for rank, process_id in asked.items() if (why := _why_deaf(process_id))}
+    for process_id in asked.values():
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            with suppress(ProcessLookupError):
+                os.kill(process_id, number)
+    files = [name(rank) for rank in asked if rank not in deaf for name in _dumps(watch.spec)]
     deadline = time.monotonic() + _DUMP_S
-    while time.monotonic() < deadline and not all(path.exists() and path.stat().st_size for path in asked):
+    while time.monotonic() < deadline and not all(path.exists() and path.stat().st_size for path in files):
         time.sleep(0.02)
+    for rank, why in deaf.items():
+        path = watch.spec.stack_dump(rank)
+        with writing(path):
+            path.write_text(f"no stack: rank {rank} (process {asked[rank]}) was {why}\n", encoding="utf-8")
+    return deaf
+
+
+def _dumps(spec: LaunchSpec) -> tuple[Callable[[int], Path], ...]:
+    return spec.stack_dump, spec.flight_record
+
+
+def _why_deaf(process_id: int) -> str | None:
+    stat = stat_of(process_id)
+    return _DEAF.get(stat[0]) if stat else None

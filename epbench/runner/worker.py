@@ -15,7 +15,8 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import contextmanager
+import traceback
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from epbench.errors import ScenarioError
+from epbench.errors import ScenarioError, StorageError
 from epbench.packing import NUM_BATCHES
 from epbench.runner.processes import die_with_parent
 from epbench.runner.ranklog import RankLog
 from epbench.runner.spec import LaunchSpec
-from epbench.runner.victims import is_secondary
-from epbench.store import write_atomically
+from epbench.runner.victims import EXIT_UNWRITABLE, is_secondary
+from epbench.writing import write_atomically, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,15 @@ def run_rank(spec_path: str, agent: int | None = None) -> None:
         signal.signal(number, signal.SIG_DFL)
     spec = LaunchSpec.read(Path(spec_path))
     rank = int(os.environ["RANK"])
+    try:
+        _run_logged(spec, rank)
+    except StorageError:  # perhaps of the rank's own log: the exit code is all that can still be said
+        with suppress(OSError):
+            traceback.print_exc()
+        os._exit(EXIT_UNWRITABLE)
+
+
+def _run_logged(spec: LaunchSpec, rank: int) -> None:
     log = RankLog(spec.rank_log(rank))
     with spec.stack_dump(rank).open("w") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)

@@ -108,12 +108,13 @@ def test_victims_are_told_from_causes(kind: str, message: str, secondary: bool) 
 @pytest.mark.parametrize(
     ("kind", "message", "size"),
     [
-        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has", "20.00 MiB"),
-        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.", "4096 bytes"),
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.50 MiB. GPU 0 has", 20 * 2**20 + 2**19),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.", 4096),
+        ("_ArrayMemoryError", "Unable to allocate 1.00 TiB for an array with shape (1,)", 2**40),
         ("MemoryError", "", None),
         ("AcceleratorError", "CUDA error: out of memory", None),
     ],
 )
-def test_want_of_memory_in_all_its_words(kind: str, message: str, size: str | None) -> None:
+def test_want_of_memory_in_all_its_words(kind: str, message: str, size: int | None) -> None:
     assert is_out_of_memory(kind, message)
     assert requested_memory(message) == size
