@@ -14,7 +14,7 @@ from epbench.analysis.events import Arguments
 from epbench.analysis.intervals import Intervals, union
 from epbench.analysis.kinds import COMMUNICATION, KINDS, OTHER, kind_of_annotation, kind_of_kernel, kind_of_operator
 
-__all__ = ["Floats", "Kernels", "Spans", "kernel_kinds", "own_time"]
+__all__ = ["Floats", "Integers", "Kernels", "Spans", "kernel_kinds", "own_time"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

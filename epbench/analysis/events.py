@@ -13,13 +13,15 @@ import msgspec
 
 from epbench.errors import RunError
 
-__all__ = ["NO_ARGUMENTS", "Arguments", "Document", "Event", "load"]
+__all__ = ["NO_ARGUMENTS", "NO_CORRELATION", "Arguments", "Document", "Event", "load"]
+
+NO_CORRELATION = 0  # the profiler counts from 1
 
 
 class Arguments(msgspec.Struct, frozen=True, gc=False):
     """What is read of an event's arguments; what a trace has of them is for the reader to check."""
 
-    correlation: int | None = None  # shared by a kernel and its launch
+    correlation: int = NO_CORRELATION  # shared by a kernel and its launch
     collective: Any = msgspec.field(name="Collective name", default=None)  # this and the next six: NCCL's kernels
     sent_elements: Any = msgspec.field(name="In msg nelems", default=None)
     received_elements: Any = msgspec.field(name="Out msg nelems", default=None)

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from epbench.analysis.columns import Kernels, Spans, kernel_kinds, own_time
-from epbench.analysis.events import Arguments, Document, Event, load
+from epbench.analysis.columns import Floats, Integers, Kernels, Spans, kernel_kinds, own_time
+from epbench.analysis.events import NO_CORRELATION, Arguments, Document, Event, load
 from epbench.analysis.kinds import is_communication
 from epbench.errors import RunError
 from epbench.labels import CommLabel
@@ -27,6 +27,7 @@ __all__ = ["Group", "RankTrace", "Scope", "read_rank"]
 STEP_PREFIX = "epbench:step#"
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
+NO_THREAD = -1  # of a lane that has a name and no number, and of a kernel whose launch is not known
 MAX_OPERATORS = 50_000  # of a rank with a device, whose operators are for looking at only
 _SCOPES = {"steps": STEP_PREFIX, "labels": "comm:", "fsdp": "FSDP::", "gloo": "gloo:"}
 
@@ -138,7 +139,7 @@ def _sorted(document: Document) -> dict[str, Any]:
     return {
         **scopes,
         "labels": _labelled(scopes["labels"]),
-        "issues": () if device else _scopes(event for event in found["cpu_op"] if event.name.startswith("c10d::")),
+        "issues": () if device else _scopes([event for event in found["cpu_op"] if event.name.startswith("c10d::")]),
         "on_cuda": bool(device),
         "operators": operators,
         "operators_left_out": too_many,
@@ -158,19 +159,15 @@ def _by_category(document: Document) -> _By:
     return found
 
 
-def _scopes(events: Iterable[Event]) -> tuple[Scope, ...]:
-    alike: dict[Any, Any] = {}  # calls of one kind have one name: once in memory, and on the way between processes
+def _scopes(events: Sequence[Event]) -> tuple[Scope, ...]:
+    alike: dict[str, str] = {}  # calls of one kind have one name: once in memory, and on the way between processes
+    spans = _spans(events)
+    columns = (spans.start_s.tolist(), spans.end_s.tolist(), spans.thread.tolist())
     scopes = [
-        Scope(
-            alike.setdefault(event.name, event.name),
-            event.ts * _US,
-            (event.ts + _duration(event)) * _US,
-            _thread(event.tid),
-            event.args,
-        )
-        for event in events
+        Scope(alike.setdefault(event.name, event.name), start_s, end_s, thread, event.args)
+        for event, start_s, end_s, thread in zip(events, *columns, strict=True)
     ]
-    return tuple(sorted(scopes, key=lambda scope: scope.start_s))
+    return tuple(sorted(scopes, key=attrgetter("start_s")))
 
 
 def _labelled(scopes: Sequence[Scope]) -> tuple[tuple[Scope, CommLabel], ...]:
@@ -180,60 +177,66 @@ def _labelled(scopes: Sequence[Scope]) -> tuple[tuple[Scope, CommLabel], ...]:
 
 def _spans(events: Sequence[Event]) -> Spans:
     names, name = _named(events)
-    start_us = np.array([event.ts for event in events], dtype=np.float64)
-    length_us = np.array([_duration(event) for event in events], dtype=np.float64)
-    thread = np.array([_thread(event.tid) for event in events], dtype=np.int64)
-    return Spans(names, name, start_us * _US, (start_us + length_us) * _US, thread)
+    start_us, length_us = _column(events, "ts", np.float64), _column(events, "dur", np.float64)
+    return Spans(names, name, start_us * _US, (start_us + length_us) * _US, _threads(events))
+
+
+def _column(events: Sequence[Event], field: str, dtype: type[np.generic]) -> Any:
+    return np.fromiter(map(attrgetter(field), events), dtype, len(events))
+
+
+def _threads(events: Sequence[Event]) -> Integers:
+    threads = (event.tid if isinstance(event.tid, int) else NO_THREAD for event in events)
+    return np.fromiter(threads, np.int64, len(events))
 
 
 def _kernels(device: Sequence[Event], launching: Sequence[Event]) -> Kernels:
-    """Kernels in order of start, each with the launch that its correlation id names."""
-    device = sorted(device, key=attrgetter("ts"))
-    launched: dict[int | None, Event] = {event.args.correlation: event for event in launching}
-    launched.pop(None, None)
-    launches = [launched.get(event.args.correlation) for event in device]
+    """Kernels in order of start, each with its launch; streams are the lanes of kernels."""
     spans = _spans(device)
+    launch_s, thread = _launches(device, launching)
+    order = np.argsort(spans.start_s, kind="stable")
+    ordered = spans.taken(order)
     return Kernels(
         names=spans.names,
         kinds=kernel_kinds(spans.names),
-        name=spans.name,
-        start_s=spans.start_s,
-        end_s=spans.end_s,
-        launch_s=np.array([np.nan if one is None else one.ts * _US for one in launches], dtype=np.float64),
-        thread=np.array([-1 if one is None else _thread(one.tid) for one in launches], dtype=np.int64),
-        stream=spans.thread,  # the lane of a kernel is its stream
-        args=_about_calls(device, spans),
+        name=ordered.name,
+        start_s=ordered.start_s,
+        end_s=ordered.end_s,
+        launch_s=launch_s[order],
+        thread=thread[order],
+        stream=ordered.thread,
+        args=_about_calls(device, spans, order),
     )
 
 
-def _about_calls(device: Sequence[Event], spans: Spans) -> dict[int, Arguments]:
-    """The arguments of kernels that communicate, by place; equal ones are one object."""
-    moves = [is_communication(name) for name in spans.names]
+def _launches(device: Sequence[Event], launching: Sequence[Event]) -> tuple[Floats, Integers]:
+    """When and on which thread each kernel was launched, by its correlation id; NaN and -1 where that is not known."""
+    ids, launched = (_column(events, "args.correlation", np.int64) for events in (device, launching))
+    if not len(launched):
+        return np.full(len(device), np.nan), np.full(len(device), NO_THREAD)
+    by_id = np.argsort(launched, kind="stable")
+    found = by_id[np.searchsorted(launched[by_id], ids, side="right") - 1]
+    known = (ids != NO_CORRELATION) & (launched[found] == ids)
+    launch_s = _column(launching, "ts", np.float64) * _US
+    return np.where(known, launch_s[found], np.nan), np.where(known, _threads(launching)[found], NO_THREAD)
+
+
+def _about_calls(device: Sequence[Event], spans: Spans, order: Integers) -> dict[int, Arguments]:
+    """The arguments of kernels that communicate, by place in ``order``; equal ones are one object."""
+    moves = np.array([is_communication(name) for name in spans.names])[spans.name[order]]
     alike: dict[bytes, Arguments] = {}
     found = {}
-    for place, name in enumerate(spans.name.tolist()):
-        if moves[name]:
-            args = msgspec.structs.replace(device[place].args, correlation=None)
-            found[place] = alike.setdefault(msgspec.json.encode(args), args)
+    for place in np.flatnonzero(moves).tolist():
+        args = msgspec.structs.replace(device[order[place]].args, correlation=NO_CORRELATION)
+        found[place] = alike.setdefault(msgspec.json.encode(args), args)
     return found
 
 
-def _named(events: Iterable[Event]) -> tuple[tuple[str, ...], Any]:
+def _named(events: Iterable[Event]) -> tuple[tuple[str, ...], Integers]:
     """The names, each once, and per event the place of its own."""
     places: dict[str, int] = {}
     name = [places.setdefault(event.name, len(places)) for event in events]
     return tuple(places), np.array(name, dtype=np.int64)
-
-
-def _duration(event: Event) -> float:
-    if event.dur is None:
-        raise ValueError(f"{event.name!r} has no duration")
-    return event.dur
-
-
-def _thread(tid: int | str) -> int:
-    """Thread or stream; a lane that has a name and no number holds nothing that a thread did."""
-    return tid if isinstance(tid, int) else -1
 
 
 def _label(text: str) -> CommLabel:
