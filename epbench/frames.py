@@ -6,7 +6,8 @@
 
 ``cells`` has one row a cell of the scenario, failed and skipped ones included; nested records become columns
 joined by a dot (``verify.grad_error``, ``model.num_experts``, ``memory_bytes.params``). ``launches`` has one
-row a launch, ``collectives`` one row a cell x op x purpose x phase x axis. Both carry ``cell``, ``layout``,
+row a launch, ``collectives`` one row a cell x op x purpose x phase x axis, ``memory`` the timeline of a step of each
+cell's worst rank: lowest and highest allocated bytes from each ``time_s`` to the next. All carry ``cell``, ``layout``,
 ``mode`` and ``routing``, so that they need no join for most questions. Seconds and bytes throughout; what a
 device could not give is missing, never zero.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epbench.memory_records import MemoryTimeline
 from epbench.records import CellResult, EnvironmentRecord, RunRecord, RunView
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class RunFrames:
     launches: "pd.DataFrame"
     collectives: "pd.DataFrame"
     gpus: "pd.DataFrame"
+    memory: "pd.DataFrame"
 
 
 def load(run: Path | str) -> RunFrames:
@@ -52,11 +55,21 @@ def load(run: Path | str) -> RunFrames:
     """
     from epbench.store import open_run
 
-    return frames_of(open_run(run).view())
+    directory = open_run(run)
+    view = directory.view()
+    timelines = {cell.cell: read_timeline(directory.cell_path(cell.cell)) for cell in view.cells}
+    return frames_of(view, timelines=timelines)
 
 
-def frames_of(view: RunView) -> RunFrames:
-    """Frames of a view."""
+def read_timeline(cell_directory: Path) -> MemoryTimeline | None:
+    """``memory.json`` of a cell; None if there is none that can be trusted."""
+    from epbench.store import read_record
+
+    return read_record(cell_directory / "memory.json", MemoryTimeline)
+
+
+def frames_of(view: RunView, *, timelines: Mapping[str, MemoryTimeline | None] | None = None) -> RunFrames:
+    """Frames of a view; ``timelines`` are what lies beside the results, by cell."""
     import pandas as pd
 
     launches = [
@@ -72,6 +85,7 @@ def frames_of(view: RunView) -> RunFrames:
         launches=pd.DataFrame.from_records(launches),
         collectives=pd.DataFrame.from_records(collectives),
         gpus=pd.DataFrame.from_records(list(_gpus(view))),
+        memory=pd.DataFrame.from_records(list(_timelines(view, timelines or {}))),
     )
 
 
@@ -98,6 +112,15 @@ def _gpus(view: RunView) -> Iterable[dict[str, Any]]:
         for launch in cell.launch_values:
             for number, gpu in enumerate(launch.telemetry.gpus if launch.telemetry else ()):
                 yield _names(cell) | {"index": launch.index, "gpu": number} | _flat(gpu.model_dump())
+
+
+def _timelines(view: RunView, timelines: Mapping[str, MemoryTimeline | None]) -> Iterable[dict[str, Any]]:
+    for cell in view.cells:
+        timeline = timelines.get(cell.cell)
+        if timeline is not None:
+            for time_s, low, high in zip(timeline.time_s, timeline.low_bytes, timeline.high_bytes, strict=True):
+                row = {"rank": timeline.rank, "time_s": time_s, "low_bytes": low, "high_bytes": high}
+                yield _names(cell) | row
 
 
 def _names(cell: CellResult) -> dict[str, Any]:

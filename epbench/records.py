@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from epbench.cells import Frozen
+from epbench.memory_records import MemoryBytes, MemoryDetail
 
 __all__ = [
     "PROTOCOL_VERSION",
@@ -92,16 +93,6 @@ class LaunchValue(Frozen):
     host: dict[str, Any] = Field(default_factory=dict, description="host name, GPU UUIDs, start time: per launch")
     telemetry: Telemetry | None = Field(None, description="None: not asked for, or no NVIDIA driver")
     energy_j_per_token: float | None = None
-
-
-class MemoryBytes(Frozen):
-    """Memory of the worst rank by what it holds at its peak."""
-
-    params: int | None = None
-    grads: int | None = None
-    optimizer: int | None = None
-    activations: int | None = None
-    other: int | None = None
 
 
 class Idle(Frozen):
@@ -257,6 +248,7 @@ class CellResult(Frozen):
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     memory_bytes: MemoryBytes = MemoryBytes()
+    memory: MemoryDetail = MemoryDetail()
     breakdown_s: Breakdown = Field(Breakdown(), description="of the critical rank, the one with most device work")
     breakdown_per_rank_s: list[Breakdown] = Field(default_factory=list)
     kernels_s: dict[str, float] = Field(default_factory=dict, description="a step, by kind; of the critical rank")

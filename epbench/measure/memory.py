@@ -1,150 +1,180 @@
-"""How much device memory one steady training step needs, and what holds it.
+"""How much device memory one steady training step needs, what holds it at the worst moment, and when that is.
 
-A pass of its own, after the timing: on CUDA the allocator's peak counters over one step; on the CPU, which
-keeps no such counters, the ``[memory]`` events of the profiler, which slow the step down and so must not be
-timed.
+A pass of its own, after the timing. On CUDA the peaks are the allocator's own counters over a step that nothing
+watches; a second step is recorded (:mod:`epbench.measure.memory_events`) and replayed
+(:mod:`epbench.measure.memory_timeline`) for what the counters cannot tell: which blocks were alive at the peak, its
+time and phase, the timeline. On the CPU, which keeps no counters, the recorded step gives the peak as well.
 
-The parts sum to the allocated peak. ``params``, ``grads`` and ``optimizer`` are the resident shares that
-the stack describes; ``other`` is what else is resident when a step begins (the batch, buffers, caches);
-``activations`` is all that a step adds on top at its worst moment: saved activations, gathered weights,
-communication buffers and temporaries.
-
-**CPU.** The profiler knows a block only if it was on when the block was allocated. Two steps are therefore
-recorded and the second is read: what the first allocated and the second frees (the gradients) is then
-known. An event's ``Total Allocated`` counts known blocks of the whole process, so the step's rise above its
-start is the largest total minus the total before the first event. What was resident at the start is counted
-directly, as the storages of all living tensors.
+The five parts sum to the allocated peak. Of a stack that names its tensors (``resident_tensors``) they are what was
+alive at the peak: gradients that do not exist yet are not counted. Of any other they are the resident shares that it
+describes, ``other`` is what else was there when the step began, and ``activations`` all that the step added.
 """
 
 import gc
-import json
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+import torch.distributed as dist
 
+from epbench.measure.memory_counters import AllocatorFailures, AllocatorPeaks, driver_view
+from epbench.measure.memory_events import record_cpu_step, record_cuda_step, residents
+from epbench.measure.memory_timeline import Parts, Replay, phase_at, split_peak
 from epbench.measure.ranks import line_up
-from epbench.records import MemoryBytes
+from epbench.memory_records import MemoryBytes, MemoryDetail, MemoryTimeline, RankMemory
 
 if TYPE_CHECKING:
     from epbench.stacks.protocol import Batch, Step, StepDescription, World
 
-__all__ = ["RankMemory", "memory_pass", "peak_rise_bytes", "resident_bytes"]
+__all__ = ["MemoryPass", "memory_pass", "timeline_of_worst_rank"]
+
+AGREE_WITHIN = 0.01  # between two ways of counting one peak
+GIB = 2**30
 
 
 @dataclass(frozen=True)
-class RankMemory:
-    """Bytes of one rank over one step; the five parts sum to ``peak_allocated_bytes``."""
+class MemoryPass:
+    """What one rank found; no replay if its step could not be recorded."""
 
-    peak_allocated_bytes: int
-    peak_reserved_bytes: int | None  # None: the CPU's allocator reserves nothing
-    params: int
-    grads: int
-    optimizer: int
-    activations: int
-    other: int
-
-    @property
-    def memory_bytes(self) -> MemoryBytes:
-        """The parts as a record."""
-        return MemoryBytes(
-            params=self.params,
-            grads=self.grads,
-            optimizer=self.optimizer,
-            activations=self.activations,
-            other=self.other,
-        )
+    memory: RankMemory
+    replay: Replay | None
 
 
-def memory_pass(step: "Step", batch: "Batch", world: "World") -> RankMemory:
-    """Runs one or two steps and says what they needed. A collective: the steps communicate.
+def memory_pass(step: "Step", batch: "Batch", world: "World") -> MemoryPass:
+    """Runs two steps and says what they needed. A collective: the steps communicate.
 
     Call it when at least one step has run, so that gradients and optimizer state are resident.
     """
     gc.collect()
     line_up(world)
-    if world.device.type == "cuda":
-        return _cuda_pass(step, batch, world)
-    _profiled_step(step, batch)
-    resident = resident_bytes()
-    rise = peak_rise_bytes(_profiled_step(step, batch))
-    return _parts(step.describe(), resident=resident, peak=resident + rise, reserved=None)
+    return _cuda_pass(step, batch, world) if world.device.type == "cuda" else _cpu_pass(step, batch, world)
 
 
-def _cuda_pass(step: "Step", batch: "Batch", world: "World") -> RankMemory:
-    torch.cuda.reset_peak_memory_stats(world.device)
-    resident = torch.cuda.memory_allocated(world.device)
-    step.run(batch)
-    torch.cuda.synchronize(world.device)
-    peak = torch.cuda.max_memory_allocated(world.device)
-    reserved = torch.cuda.max_memory_reserved(world.device)
-    return _parts(step.describe(), resident=resident, peak=peak, reserved=reserved)
-
-
-def _parts(described: "StepDescription", *, resident: int, peak: int, reserved: int | None) -> RankMemory:
-    """Splits the peak; a stack that describes more than was ever there gives way to what was measured."""
-    params = min(described.parameter_bytes, peak)
-    grads = min(described.gradient_bytes, peak - params)
-    optimizer = min(described.optimizer_bytes, peak - params - grads)
-    left = peak - params - grads - optimizer
-    other = min(left, max(0, resident - params - grads - optimizer))
-    return RankMemory(peak, reserved, params, grads, optimizer, activations=left - other, other=other)
-
-
-# ---------------------------------------------------------------- CPU
-
-
-def resident_bytes() -> int:
-    """Bytes of the CPU storages of all tensors alive in this process, each storage once.
-
-    Python sees every tensor that a module, an optimizer or a closure holds; gradients are reached through
-    their parameters. A storage that only C++ holds between steps is not seen.
-    """
-    tensors = [thing for thing in gc.get_objects() if _is_plain_tensor(thing)]
-    gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
-    return sum(dict(_storages([*tensors, *gradients])).values())
-
-
-def _is_plain_tensor(thing: Any) -> bool:
-    """A strided CPU tensor with memory of its own: a DTensor's memory is counted through its local tensor."""
-    if type(thing) not in (torch.Tensor, torch.nn.Parameter):
-        return False
-    return bool(thing.device.type == "cpu" and thing.layout == torch.strided)
-
-
-def _storages(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
-    for tensor in filter(_is_plain_tensor, tensors):
-        storage = tensor.untyped_storage()
-        yield storage.data_ptr(), storage.nbytes()
-
-
-def _profiled_step(step: "Step", batch: "Batch") -> list[dict[str, Any]]:
-    """Runs one step; returns the trace's events."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step.run(batch)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "memory.json"
-        profiler.export_chrome_trace(str(path))
-        events: list[dict[str, Any]] = json.loads(path.read_bytes())["traceEvents"]
-    return events
-
-
-def peak_rise_bytes(events: Iterable[dict[str, Any]]) -> int:
-    """How far allocated CPU memory rose above its start, from a trace's ``[memory]`` events; never below 0.
-
-    ``Total Allocated`` rather than a sum of ``Bytes``: a block freed on a thread that is not profiled has no
-    event of its own, but the next total knows of it.
-    """
-    memory = sorted(
-        (event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0),
-        key=lambda event: (event["ts"], event["args"]["Ev Idx"]),
+def _cpu_pass(step: "Step", batch: "Batch", world: "World") -> MemoryPass:
+    recording, before = record_cpu_step(step, batch)
+    replay = Replay(recording)
+    peak, resident = replay.peak_bytes, int(replay.levels[0])
+    after, described = residents(step, world.device), step.describe()
+    seen = _Seen(replay, before, after, described, peak_bytes=peak, resident_bytes=resident)
+    memory = RankMemory(
+        peak_allocated_bytes=peak,
+        peak_reserved_bytes=None,
+        memory_bytes=seen.parts(),
+        detail=MemoryDetail(rank=world.rank, **seen.moment(), note=disagreement(peak, replay)),
     )
-    if not memory:
-        return 0
-    totals: list[int] = [event["args"]["Total Allocated"] for event in memory]
-    before: int = totals[0] - memory[0]["args"]["Bytes"]
-    return max(0, max(totals) - before)
+    return MemoryPass(memory, replay)
+
+
+def _cuda_pass(step: "Step", batch: "Batch", world: "World") -> MemoryPass:
+    device = world.device
+    failures = AllocatorFailures.read(device)
+    resident = torch.cuda.memory_allocated(device)
+    AllocatorPeaks.reset(device)
+    step.run(batch)
+    peaks = AllocatorPeaks.read(device)
+    driver = driver_view(device)
+    before = residents(step, device)
+    AllocatorPeaks.reset(device)
+    recorded = record_cuda_step(step, batch, device)
+    watched = AllocatorPeaks.read(device)
+    replay = None if recorded.step is None else Replay(recorded.step)
+    after, described = residents(step, device), step.describe()
+    seen = _Seen(replay, before, after, described, peak_bytes=peaks.allocated, resident_bytes=resident)
+    detail = MemoryDetail(
+        rank=world.rank,
+        **seen.moment(),
+        **asdict(failures),
+        **asdict(driver),
+        fragmentation=None if replay is None else replay.fragmentation(recorded.segments),
+        inactive_split_bytes=peaks.inactive_split,
+        note=disagreement(peaks.allocated, replay, watched_bytes=watched.allocated),
+    )
+    memory = RankMemory(
+        peak_allocated_bytes=peaks.allocated,
+        peak_reserved_bytes=peaks.reserved,
+        memory_bytes=seen.parts(),
+        detail=detail,
+    )
+    return MemoryPass(memory, replay)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A recorded step with what is needed to read it; residents are those before and after it."""
+
+    replay: Replay | None
+    before: Parts
+    after: Parts
+    described: "StepDescription"
+    peak_bytes: int
+    resident_bytes: int  # when the step began
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether it is known which blocks are what."""
+        return bool(self.after) and self.replay is not None
+
+    def parts(self) -> MemoryBytes:
+        """The peak by what held it."""
+        if self.replay is not None and self.is_told_apart:
+            return self.replay.parts(before=self.before, after=self.after, peak_bytes=self.peak_bytes)
+        shares = {
+            "params": self.described.parameter_bytes,
+            "grads": self.described.gradient_bytes,
+            "optimizer": self.described.optimizer_bytes,
+        }
+        return split_peak(self.peak_bytes, **shares, other=max(0, self.resident_bytes - sum(shares.values())))
+
+    def moment(self) -> dict[str, Any]:
+        """Fields of MemoryDetail: of what the parts are, and when the peak was."""
+        found: dict[str, Any] = {"parts_of": "peak" if self.is_told_apart else "residents"}
+        if self.replay is not None:
+            recording, peak_at_s = self.replay.recording, float(self.replay.times_s[self.replay.peak])
+            found |= {"peak_at_s": peak_at_s, "step_s": recording.step_s}
+            found["peak_phase"] = phase_at(peak_at_s, recording.backward_s)
+        return found
+
+
+def disagreement(peak_bytes: int, replay: Replay | None, *, watched_bytes: int | None = None) -> str | None:
+    """What differs by over 1 % of the measured peak, as a sentence; None if all ways of counting agree.
+
+    ``watched_bytes`` is the allocator's peak in the recorded step, where there is one apart from the measured one.
+    """
+    if replay is None:
+        return "the step allocated more often than is recorded: no timeline"
+    kept_bytes = sum(replay.recording.after.values())
+    counts = (
+        ("at the peak", peak_bytes, "in the recorded step", peak_bytes if watched_bytes is None else watched_bytes),
+        ("at the peak", peak_bytes, "in its replay", replay.peak_bytes),
+        ("after the step", kept_bytes, "in its replay", int(replay.levels[-1])),
+    )
+    apart = [
+        f"{counted / GIB:.3f} GiB are allocated {when}, {other / GIB:.3f} GiB {where}"
+        for when, counted, where, other in counts
+        if abs(counted - other) > AGREE_WITHIN * peak_bytes
+    ]
+    return "; ".join(apart) or None
+
+
+def timeline_of_worst_rank(found: MemoryPass, world: "World") -> MemoryTimeline | None:
+    """The timeline of the first rank with the highest peak, on that rank; None on the others. A collective."""
+    peaks = _on_all_ranks(found.memory.peak_allocated_bytes, world)
+    if world.rank != peaks.index(max(peaks)) or found.replay is None:
+        return None
+    recording = found.replay.recording
+    return MemoryTimeline(
+        rank=world.rank,
+        step_s=recording.step_s,
+        **found.replay.envelope()._asdict(),
+        backward_s=list(recording.backward_s),
+        peak_allocated_bytes_per_rank=peaks,
+    )
+
+
+def _on_all_ranks(value: int, world: "World") -> list[int]:
+    if world.world_size == 1:
+        return [value]
+    every = torch.zeros(world.world_size, dtype=torch.int64, device=world.device)
+    every[world.rank] = value
+    dist.all_reduce(every)
+    return [int(one) for one in every.tolist()]

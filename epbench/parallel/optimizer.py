@@ -47,8 +47,13 @@ class ShardedAdamW:
     @property
     def state_bytes(self) -> int:
         """Bytes of the moments on this rank."""
+        return sum(x.nbytes for x in self.state_tensors)
+
+    @property
+    def state_tensors(self) -> list[Tensor]:
+        """The moments on this rank, and the counts of steps."""
         states = self._optimizer.state.values()
-        return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
+        return [x for state in states for x in state.values() if isinstance(x, Tensor)]
 
 
 def clip_and_step(

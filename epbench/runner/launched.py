@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from epbench.cells import Cell, Frozen, MeasureSpec, digest
+from epbench.memory_records import PeakMemory, RankMemory
 from epbench.records import (
     PROTOCOL_VERSION,
     SCHEMA_VERSION,
@@ -24,7 +25,6 @@ from epbench.records import (
     CompileRecord,
     ExpertLoad,
     LaunchValue,
-    MemoryBytes,
     Outcome,
     VerifyRecord,
 )
@@ -35,18 +35,9 @@ from epbench.runner.traced import traced
 from epbench.runner.watch import LaunchEnd
 from epbench.store import read_record, write_record
 
-__all__ = ["LaunchRecord", "PeakMemory", "find_launches", "measured", "protocol_digest", "write_launch"]
+__all__ = ["LaunchRecord", "find_launches", "measured", "protocol_digest", "write_launch"]
 
 FILE = "launch.json"
-
-
-class PeakMemory(Frozen):
-    """Of the rank with the highest peak."""
-
-    rank: int
-    peak_allocated_bytes: int
-    peak_reserved_bytes: int | None
-    memory_bytes: MemoryBytes
 
 
 class LaunchRecord(Frozen):
@@ -157,7 +148,7 @@ def _timed(end: LaunchEnd, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "compile": _compiled(timings, results[0]["description"]["compile_strategy"], end.spec.cell),
     }
     if end.spec.detailed:
-        found["memory"] = _peak_memory([result["memory"] for result in results])
+        found["memory"] = PeakMemory.of([RankMemory.model_validate(result["memory"]) for result in results])
         found["expert_load"] = ExpertLoad.model_validate(results[0]["expert_load"])
     if end.spec.traced:
         found |= traced(end.spec)
@@ -212,17 +203,6 @@ def _compiled(timings: Sequence[dict[str, Any]], strategy: str | None, cell: Cel
 
 def _largest(timings: Sequence[dict[str, Any]], key: str) -> Any:
     return max((timing[key] for timing in timings if timing[key] is not None), default=None)
-
-
-def _peak_memory(ranks: Sequence[dict[str, Any]]) -> PeakMemory:
-    worst = max(range(len(ranks)), key=lambda rank: ranks[rank]["peak_allocated_bytes"])
-    memory = ranks[worst]
-    return PeakMemory(
-        rank=worst,
-        peak_allocated_bytes=memory["peak_allocated_bytes"],
-        peak_reserved_bytes=memory["peak_reserved_bytes"],
-        memory_bytes=MemoryBytes(**{part: memory[part] for part in MemoryBytes.model_fields}),
-    )
 
 
 def _hosts(end: LaunchEnd) -> dict[str, Any]:

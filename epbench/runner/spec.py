@@ -94,6 +94,11 @@ class LaunchSpec(Frozen):
         return self.directory.parent / "routing.json"
 
     @property
+    def memory_timeline(self) -> Path:
+        """Of the cell: one step of the worst rank, as :class:`epbench.memory_records.MemoryTimeline`."""
+        return self.directory.parent / "memory.json"
+
+    @property
     def recorded_routing(self) -> Path:
         """Of the cell: the expert ids of its first step, which ``replay:FILE`` takes."""
         return self.directory.parent / "routing.npy"

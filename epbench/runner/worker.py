@@ -30,6 +30,7 @@ from epbench.runner.processes import die_with_parent
 from epbench.runner.ranklog import RankLog
 from epbench.runner.spec import LaunchSpec
 from epbench.runner.victims import EXIT_UNWRITABLE, is_secondary
+from epbench.store import write_record
 from epbench.writing import write_atomically, writing
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def run_rank(spec_path: str, agent: int | None = None) -> None:
 
 def _run_logged(spec: LaunchSpec, rank: int) -> None:
     log = RankLog(spec.rank_log(rank))
-    with spec.stack_dump(rank).open("w") as stacks:
+    path = spec.stack_dump(rank)
+    with writing(path):
+        stacks = path.open("w")
+    with stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
         _record_flight_when_asked(spec.flight_record(rank))
         try:
@@ -202,11 +206,15 @@ def _recorder(spec: LaunchSpec, step: "Step") -> "RoutingRecorder | None":
 
 
 def _look_closer(spec: LaunchSpec, step: "Step", data: Any, *, world: "World", log: RankLog) -> None:
-    from epbench.measure.memory import memory_pass
+    from epbench.measure.memory import memory_pass, timeline_of_worst_rank
     from epbench.measure.routing import expert_copies, expert_load
 
     log.phase("memory")
-    log.result("memory", memory_pass(step, data[0], world))
+    found = memory_pass(step, data[0], world)
+    log.result("memory", found.memory)
+    timeline = timeline_of_worst_rank(found, world)
+    if timeline is not None:
+        write_record(spec.memory_timeline, timeline)
     log.phase("routing")
     log.result("expert_load", expert_load(step, spec.cell, world))
     copies = expert_copies(step, spec.cell, world)

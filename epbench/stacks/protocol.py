@@ -5,7 +5,7 @@ The process group exists when it is called (NCCL on CUDA, gloo on CPU) and the d
 the model on its own, in the cell's layout, and slices its share out of the global batch that it is handed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import NamedTuple, Protocol, cast, runtime_checkable
@@ -17,7 +17,22 @@ from epbench.cells import Cell
 from epbench.errors import ScenarioError
 from epbench.stack_support import check_stack, require_installed, stack_path
 
-__all__ = ["Batch", "BuildStack", "ObservableStep", "Step", "StepDescription", "World", "load_stack"]
+__all__ = [
+    "BACKWARD_MARK",
+    "Batch",
+    "BuildStack",
+    "InspectableStep",
+    "ObservableStep",
+    "ResidentTensors",
+    "Step",
+    "StepDescription",
+    "World",
+    "load_stack",
+]
+
+# A step that has each of its backwards inside ``torch.profiler.record_function(BACKWARD_MARK)`` is told in which phase
+# its peak of memory is.
+BACKWARD_MARK = "epbench:backward"
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,29 @@ class ObservableStep(Protocol):
     """
 
     on_micro_batch: Callable[[range, range], None] | None
+
+
+class ResidentTensors(NamedTuple):
+    """What stays on this rank between steps; of a DTensor its local shard is meant."""
+
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    optimizer: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, params: Iterable[Tensor], optimizer: Iterable[Tensor]) -> "ResidentTensors":
+        """Parameters with the gradients that they have now, and the optimizer's state."""
+        held = list(params)
+        return cls(held, [param.grad for param in held if param.grad is not None], list(optimizer))
+
+
+@runtime_checkable
+class InspectableStep(Protocol):
+    """A step whose memory at the peak can be told apart by what it is."""
+
+    def resident_tensors(self) -> ResidentTensors:
+        """The tensors as they are after a ``run``; it must not allocate on the device."""
+        ...
 
 
 BuildStack = Callable[[Cell, World], Step]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from epbench.cells import Cell
 from epbench.model.attention import Sequences, packed
@@ -16,7 +17,7 @@ from epbench.parallel.gradients import whole_gradient
 from epbench.parallel.mesh import ParallelDims
 from epbench.parallel.optimizer import ShardedAdamW, clip_and_step
 from epbench.parallel.routing import ForcedRouting
-from epbench.stacks.protocol import Batch, StepDescription, World
+from epbench.stacks.protocol import BACKWARD_MARK, Batch, ResidentTensors, StepDescription, World
 
 __all__ = ["Qwen3MoeStep", "build"]
 
@@ -139,7 +140,8 @@ class Qwen3MoeStep:
         loss = torch.zeros((), device=self._device)
         for tokens, labels, sequences in self._micro_batches(batch):
             part = self.model(tokens, labels, scale, sequences)
-            part.backward()
+            with record_function(BACKWARD_MARK):
+                part.backward()
             if self._balance is not None:
                 self._balance.observe()
             loss += part.detach()
@@ -162,6 +164,10 @@ class Qwen3MoeStep:
     def expert_ids(self) -> list[Tensor]:
         """Per MoE layer the choice for the tokens that reached this rank's router."""
         return [router.last_ids for router in self._routers if router.last_ids is not None]
+
+    def resident_tensors(self) -> ResidentTensors:
+        """This rank's shards."""
+        return ResidentTensors.of(self._params.values(), self._optimizer.state_tensors)
 
     def describe(self) -> StepDescription:
         """Sizes of this rank's shards."""

@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from epbench.cells import Cell, TrainSpec
@@ -27,7 +28,7 @@ from epbench.parallel.mesh import ParallelDims
 from epbench.parallel.optimizer import ShardedAdamW, clip_and_step
 from epbench.parallel.routing import ForcedRouting
 from epbench.stack_support import unsupported
-from epbench.stacks.protocol import Batch, StepDescription, World
+from epbench.stacks.protocol import BACKWARD_MARK, Batch, ResidentTensors, StepDescription, World
 from epbench.stacks.transformers_model import (
     ATTENTION,
     EXPERTS,
@@ -174,7 +175,8 @@ class TransformersStep:
         loss = torch.zeros((), device=self._device)
         for tokens, labels, positions, documents in self._micro_batches(batch):
             part = self.model(tokens, labels, scale, positions, documents)
-            part.backward()
+            with record_function(BACKWARD_MARK):
+                part.backward()
             loss += part.detach()
         limit = self.cell.train.max_grad_norm
         mean, self._norm = clip_and_step(
@@ -197,6 +199,10 @@ class TransformersStep:
     def expert_ids(self) -> list[Tensor]:
         """Per MoE layer the router's choice for this rank's tokens."""
         return [gate.last_ids for gate in self._gates]
+
+    def resident_tensors(self) -> ResidentTensors:
+        """This rank's shards."""
+        return ResidentTensors.of(self._params.values(), self._optimizer.state_tensors)
 
     def describe(self) -> StepDescription:
         """Sizes of this rank's shards, and which implementations ran."""
