@@ -227,6 +227,7 @@ class CellResult(Frozen):
     varied: list[str] = Field(default_factory=list)
     outcome: Outcome | None = Field(description="None: not run yet")
     reason: str | None = None
+    requested_bytes: int | None = Field(None, description="of oom: what the allocator was asked for, if it said")
     expected: bool = True
     world_size: int
     device: str | None = None

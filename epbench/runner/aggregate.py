@@ -42,6 +42,8 @@ def cell_result(
         "launch_values": [_launch_value(launch) for launch in measured],
         "phases_s": _phases(launches),
     }
+    if outcome == "oom":
+        found["requested_bytes"] = next((one.requested_bytes for one in launches if one.outcome == "oom"), None)
     for launch in launches:
         if launch.verify is not None:
             found["verify"] = launch.verify

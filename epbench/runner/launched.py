@@ -53,6 +53,7 @@ class LaunchRecord(Frozen):
     protocol: str = Field(description="digest of how it was measured")
     outcome: Outcome
     reason: str | None
+    requested_bytes: int | None = Field(None, description="of oom: what the allocator was asked for")
     elapsed_s: float = Field(description="wall time of the whole launch, from its order to this record")
     phases_s: dict[str, float] = Field(default_factory=dict, description="sum to elapsed_s")
     value: LaunchValue | None = None
@@ -110,6 +111,7 @@ def _measured(end: LaunchEnd, verdict: Verdict, *, environment: str, history: Hi
         protocol=protocol_digest(spec.measure),
         outcome=verdict.outcome,
         reason=f"{lost}; {verdict.reason}" if lost and verdict.outcome != "ok" else verdict.reason,
+        requested_bytes=verdict.requested_bytes,
         elapsed_s=end.elapsed_s,
     )
     if verdict.outcome != "ok":

@@ -9,8 +9,10 @@ launch called hung.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from epbench.errors import UnfitMachineError
 from epbench.runner.ranklog import Failure, RankState
 from epbench.runner.victims import (
     EXIT_UNWRITABLE,
@@ -22,7 +24,7 @@ from epbench.runner.victims import (
 from epbench.runner.watch import LaunchEnd
 from epbench.store import read_json
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["Verdict", "judge", "require_fit"]
 
 _SHOWN_CHARACTERS = 300
 _SIGTERM = -15  # how the agent ends the peers of the rank that failed
@@ -76,6 +78,12 @@ def judge(end: LaunchEnd) -> Verdict:
         or _hung(end)
         or _unexplained(end, failed)
     )
+
+
+def require_fit(verdict: Verdict, launch: Path) -> None:
+    """Raises UnfitMachineError if the machine is to blame for how a launch ended: its cell is not judged by it."""
+    if verdict.unfit:
+        raise UnfitMachineError(f"{verdict.reason} (launch '{launch}')")
 
 
 def _unwritable(end: LaunchEnd, failed: Sequence[_Failed]) -> Verdict | None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from epbench.cells import Cell, MeasureSpec
 from epbench.layout import Layout
 from epbench.records import CanaryRecord, EnvironmentRecord, MachineCheck, Sitting, Spread
-from epbench.runner.outcome import judge
+from epbench.runner.outcome import judge, require_fit
 from epbench.runner.server import ForkServer
 from epbench.runner.spec import LaunchSpec
 from epbench.runner.watch import watch_launch
@@ -82,6 +82,7 @@ class SittingLog:
         self._run.event({"event": "canary", "when": when} | how)
         if verdict.outcome == "interrupted":
             return None
+        require_fit(verdict, end.spec.directory)
         seconds = end.tails[0].results["canary"] if verdict.outcome == "ok" else {}
         return CanaryRecord(outcome=verdict.outcome, reason=verdict.reason, seconds=seconds)
 
