@@ -57,6 +57,7 @@ _Scenario = Annotated[Path, typer.Argument(help="a scenario file, e.g. scenarios
 _Run = Annotated[str, typer.Argument(help="a run directory, a unique part of its name, or 'latest'")]
 _World = Annotated[int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")]
 _Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="instead of the file's")]
+_ReportsDir = Annotated[Path, typer.Option("--reports-dir", help="where run directories go")]
 _Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
@@ -109,7 +110,7 @@ def run(
     ] = None,
     world: _World = None,
     device: _Device = None,
-    reports_dir: Annotated[Path, typer.Option("--reports-dir", help="where run directories go")] = Path("reports"),
+    reports_dir: _ReportsDir = Path("reports"),
 ) -> None:
     """Verify and measure every cell of a scenario, and write the report."""
     from epbench.report.build import write_report
@@ -136,7 +137,42 @@ def run(
 
 
 @app.command()
-def show(run: _Run, *, as_json: _Json = False) -> None:
+def comm(
+    scenario: _Scenario,
+    *,
+    only: Annotated[str | None, typer.Option("--only", metavar="GLOB", help="only cells whose id matches")] = None,
+    as_json: _Json = False,
+    world: _World = None,
+    device: _Device = None,
+    reports_dir: _ReportsDir = Path("reports"),
+) -> None:
+    """Measure collectives alone, on every set of groups that the layouts of a scenario use."""
+    from epbench.report.comm import render_comm
+    from epbench.runner.comm_command import CommOptions, sweep_scenario
+    from epbench.scenario import load_scenario
+
+    planned = load_scenario(scenario, world_size=world, device=_known_device(device))
+    outcome = sweep_scenario(planned, CommOptions(only=only, device=planned.device, reports_dir=reports_dir))
+    for warning in outcome.warnings:
+        _say(f"warning: {warning}")
+    if as_json:
+        typer.echo(outcome.record.model_dump_json(indent=2) if outcome.record else "null")
+    else:
+        typer.echo(render_comm(outcome.record) if outcome.record else "Nothing was measured.\n")
+        typer.echo(str(outcome.path))
+    _say(f"next: epbench run {scenario}")
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def show(
+    run: _Run,
+    *,
+    as_json: _Json = False,
+    collectives: Annotated[
+        bool, typer.Option("--collectives", help="instead: each cell's collectives, beside the same bytes alone")
+    ] = False,
+) -> None:
     """Print the results of a run."""
     from epbench.store import open_run
 
@@ -144,9 +180,14 @@ def show(run: _Run, *, as_json: _Json = False) -> None:
     if as_json:
         typer.echo(found.view().model_dump_json(indent=2))
         return
+    from epbench.report.comm import render_collectives, render_comm
     from epbench.report.terminal import render_cells
+    from epbench.runner.comm import read_comm
 
-    typer.echo(render_cells(found.view()))
+    typer.echo(render_collectives(found.view()) if collectives else render_cells(found.view()))
+    alone = read_comm(found) if collectives else None
+    if alone is not None:
+        typer.echo(render_comm(alone))
     typer.echo(str(found.path))
     _say(f"next: epbench report {found.path}")
 
@@ -189,7 +230,7 @@ def doctor(
     as_json: _Json = False,
     world: _World = None,
     device: _Device = None,
-    reports_dir: Annotated[Path, typer.Option("--reports-dir", help="where run directories go")] = Path("reports"),
+    reports_dir: _ReportsDir = Path("reports"),
 ) -> None:
     """Check whether this machine can measure, with a fix for each thing that is wrong. Needs no torch."""
     from epbench.doctor import examine, exit_code, read_machine, render_checks, wanted_of

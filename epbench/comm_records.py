@@ -53,8 +53,8 @@ class CommPoint(Frozen):
     bus_bytes: float
     seconds: Spread
     repetitions: int
-    group_s: dict[int, float] = Field(
-        default_factory=dict, description="traced: median of each group, by its lowest rank"
+    group_s: dict[int, Spread] = Field(
+        default_factory=dict, description="traced, of several groups: each one's own, by its lowest rank"
     )
 
     @property

@@ -12,9 +12,9 @@ sizes the time is linear in the bytes, as in the model.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from statistics import median, quantiles
+from statistics import quantiles
 
 import numpy as np
 
@@ -71,32 +71,43 @@ def _traced_point(op: Op, size: int, alike: Sequence[Matched]) -> CommPoint:
         by_step[matched.step].append(matched.transfer_s)
         if matched.root is not None:
             by_group[matched.root].append(matched.transfer_s)
-    seconds = [max(times_s) for times_s in by_step.values()]
-    low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    slowest_s = [max(times_s) for times_s in by_step.values()]
     return CommPoint(
         op=op,
         way="traced",
         bytes=size,
         bus_bytes=max(matched.heaviest_bus_bytes or 0.0 for matched in alike),
-        seconds=Spread(median=middle, low=low, high=high),
-        repetitions=len(seconds),
-        group_s={root: median(times_s) for root, times_s in by_group.items()} if len(by_group) > 1 else {},
+        seconds=_spread(slowest_s),
+        repetitions=len(slowest_s),
+        group_s={root: _spread(times_s) for root, times_s in by_group.items()} if len(by_group) > 1 else {},
     )
 
 
+def _spread(seconds: Sequence[float]) -> Spread:
+    low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
+    return Spread(median=middle, low=low, high=high)
+
+
 def slow_groups(swept: Swept) -> list[str]:
-    """A sentence for each op of which one group is much slower than the fastest, at the largest size."""
-    found = []
+    """A sentence for each op of which one group is slower than the fastest, at the largest size.
+
+    It is when the medians differ by more than ``SLOW_GROUP`` and the middle halves of the repetitions lie apart.
+    """
+    found: list[str] = []
     for op in OPS:
         points = [point for point in swept.points if point.op == op and point.group_s]
-        group_s = max(points, key=lambda point: point.bytes).group_s if points else {}
-        slowest, fastest = max(group_s, key=group_s.__getitem__, default=0), min(group_s.values(), default=0.0)
-        if group_s and group_s[slowest] > SLOW_GROUP * fastest > 0:
-            ranks = next(ranks for ranks in swept.partition.groups if ranks[0] == slowest)
-            names = ", ".join(map(str, ranks))
-            times = group_s[slowest] / fastest
-            found.append(f"{op} among ranks {names} takes {times:.2f} times as long as in the fastest group")
+        if points:
+            found += _slow_group(op, swept.partition, max(points, key=lambda point: point.bytes).group_s)
     return found
+
+
+def _slow_group(op: Op, partition: Partition, group_s: Mapping[int, Spread]) -> Iterator[str]:
+    slowest = max(group_s, key=lambda root: group_s[root].median)
+    slow, fast = group_s[slowest], min(group_s.values(), key=lambda spread: spread.median)
+    if slow.median > SLOW_GROUP * fast.median and slow.low > fast.high:
+        ranks = next(ranks for ranks in partition.groups if slowest in ranks)
+        names, times = ", ".join(map(str, ranks)), slow.median / fast.median
+        yield f"{op} among ranks {names} takes {times:.2f} times as long as in the fastest group"
 
 
 # ---------------------------------------------------------------- the model

@@ -26,7 +26,7 @@ from torch import Tensor
 from epbench.analysis.calls import bus_bytes
 from epbench.comm_records import CommPoint, Op, Partition, Way, axis_name
 from epbench.measure.capture import trace_runs
-from epbench.measure.ranks import line_up, maximum_over_ranks
+from epbench.measure.ranks import maximum_over_ranks
 from epbench.measure.repetitions import Work, back_to_back, one_by_one, spread_of
 from epbench.parallel.communication import (
     Axis,
@@ -214,19 +214,21 @@ def _uneven(axis: Axis, buffers: _Buffers, rows: int) -> Case:
 # ---------------------------------------------------------------- how it is timed
 
 
-def _timed(case: Case, group_size: int, effort: _Effort, world: "World") -> Iterator[CommPoint]:
+def _timed(case: Case, group_size: int, effort: _Effort, world: "World") -> list[CommPoint]:
+    """Drained and chained. The ranks line up once a case, when they agree on its times."""
     for _ in range(effort.warm_up):
         case.run()
     crossing = bus_bytes(case.op.removesuffix("_v"), case.bytes, group_size)
     assert crossing is not None, "a partition has groups of two ranks or more"
-    ways: tuple[tuple[Way, Callable[[Work, int, World], list[float]]], ...] = (
-        ("drained", one_by_one),
-        ("chained", back_to_back),
+    drained = one_by_one(case.run, effort.repetitions, world)
+    chained = back_to_back(case.run, effort.repetitions, world)
+    slowest = maximum_over_ranks([*drained, *chained], world)
+    ways: tuple[tuple[Way, list[float]], ...] = (
+        ("drained", slowest[: effort.repetitions]),
+        ("chained", slowest[effort.repetitions :]),
     )
-    for way, measure in ways:
-        line_up(world)
-        seconds = maximum_over_ranks(measure(case.run, effort.repetitions, world), world)
-        yield CommPoint(
+    return [
+        CommPoint(
             op=case.op,
             way=way,
             bytes=case.bytes,
@@ -234,3 +236,5 @@ def _timed(case: Case, group_size: int, effort: _Effort, world: "World") -> Iter
             seconds=spread_of(seconds),
             repetitions=effort.repetitions,
         )
+        for way, seconds in ways
+    ]

@@ -243,8 +243,10 @@ def collectives_table(compared: Compared, cells: Iterable[CellResult]) -> Table:
         "wait, ms/step",
         "p50, µs",
         "p95, µs",
+        "alone, µs",
         "algbw, GB/s",
         "busbw, GB/s",
+        "ceiling, GB/s",
     )
     rows = [_collective(compared.naming.full(cell), row) for cell in cells for row in cell.all_to_all]
     return _table(titles, rows, texts=4)
@@ -261,8 +263,10 @@ def _collective(name: str, row: CollectiveRow) -> tuple[Value, ...]:
         Value(number(row.wait_s * 1e3), row.wait_s),
         Value(us(row.p50_s), row.p50_s),
         Value(us(row.p95_s), row.p95_s),
+        Value(us(row.isolated_s), row.isolated_s),
         Value(gb_per_s(row.algbw_bytes_per_s), row.algbw_bytes_per_s),
         Value(gb_per_s(row.busbw_bytes_per_s), row.busbw_bytes_per_s),
+        Value(gb_per_s(row.ceiling_busbw_bytes_per_s), row.ceiling_busbw_bytes_per_s),
     )
 
 

@@ -9,12 +9,12 @@ from epbench.report.tables import Table, cell_columns, cells_table
 from epbench.report.text import clean
 from epbench.report.verdict import outcome_counts, verdicts
 
-__all__ = ["render_cells"]
+__all__ = ["drawn", "render_cells"]
 
 _WIDTH = 120
 _COLUMNS = ("outcome", "layout", "mode", "step", "tokens", "peak", "launches", "speed", "grad_error")
 _SHORT = {"peak": "peak GiB", "speed": "speed", "grad_error": "grad error"}
-_ONE_LINE = ("step, ms", "speed")
+_ONE_LINE = ("step, ms", "speed", "op", "size")
 
 
 def render_cells(view: RunView) -> str:
@@ -38,25 +38,25 @@ def _table(compared: Compared, group: Group) -> str:
     columns = {column.key: column for column in cell_columns(compared)}
     table = cells_table(group.cells, [columns[key] for key in _COLUMNS])
     titles = tuple(_SHORT.get(key, columns[key].title) for key in _COLUMNS)
-    return _drawn(Table(titles, table.rows, table.numbers))
+    return drawn(Table(titles, table.rows, table.numbers))
 
 
-def _drawn(table: Table) -> str:
+def drawn(table: Table) -> str:
     """The table in plain characters, right-aligned numbers, no colour."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for title, is_number in zip(table.titles, table.numbers, strict=True):
         justify: Literal["right", "left"] = "right" if is_number else "left"
-        drawn.add_column(title, justify=justify, overflow="fold", no_wrap=title in _ONE_LINE)
+        shown.add_column(title, justify=justify, overflow="fold", no_wrap=title in _ONE_LINE)
     for row in table.rows:
-        drawn.add_row(*(Text(value.text) for value in row))
+        shown.add_row(*(Text(value.text) for value in row))
     console = Console(width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as captured:
-        console.print(drawn)
+        console.print(shown)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
 
 

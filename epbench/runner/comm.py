@@ -6,6 +6,7 @@ figure beside them. What was swept in the same environment by the same protocol 
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from epbench.analysis.comm import fits_of, slow_groups, traced_points
 from epbench.cells import Cell, MeasureSpec
@@ -52,6 +53,11 @@ class CommLog:
         found = read_comm(run)
         asked = (environment.digest, PROTOCOL_VERSION)
         self.record = found if found and (found.environment, found.protocol) == asked else None
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+        return self._run.path
 
     @property
     def wanted(self) -> bool:
@@ -113,7 +119,8 @@ class CommLog:
             points = (*map(CommPoint.model_validate, timed), *from_traces)
             found.append(Swept(partition=partition, points=points, fits=fits_of(points)))
         warnings += told["warnings"]
-        warnings += [text for one in found for text in slow_groups(one)]
+        if self._environment.device == "cuda":  # gloo's ranks share cores, and no group has a link of its own
+            warnings += [text for one in found for text in slow_groups(one)]
         before = self.record or CommRecord(
             environment=self._environment.digest,
             device=self._environment.device,
