@@ -8,7 +8,8 @@
 joined by a dot (``verify.grad_error``, ``model.num_experts``, ``memory_bytes.params``). ``launches`` has one
 row a launch, ``collectives`` one row a cell x op x purpose x phase x axis, ``memory`` the timeline of a step of each
 cell's worst rank: lowest and highest allocated bytes from each ``time_s`` to the next. All carry ``cell``, ``layout``,
-``mode`` and ``routing``, so that they need no join for most questions. Seconds and bytes throughout; what a
+``mode`` and ``routing``, so that they need no join for most questions. ``comm`` is of no cell: collectives alone, one
+row a set of groups (``{0, 1} {2, 3}``) x op x way x size, ``axes`` being those that make the groups. Seconds and bytes throughout; what a
 device could not give is missing, never zero.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from epbench.comm_records import CommRecord, Swept
 from epbench.memory_records import MemoryTimeline
 from epbench.records import CellResult, EnvironmentRecord, RunRecord, RunView
 
@@ -46,6 +48,7 @@ class RunFrames:
     collectives: "pd.DataFrame"
     gpus: "pd.DataFrame"
     memory: "pd.DataFrame"
+    comm: "pd.DataFrame"
 
 
 def load(run: Path | str) -> RunFrames:
@@ -53,12 +56,12 @@ def load(run: Path | str) -> RunFrames:
 
     Raises RunError if there is no such run or it cannot be read.
     """
-    from epbench.store import open_run
+    from epbench.store import open_run, read_record
 
     directory = open_run(run)
     view = directory.view()
     timelines = {cell.cell: read_timeline(directory.cell_path(cell.cell)) for cell in view.cells}
-    return frames_of(view, timelines=timelines)
+    return frames_of(view, timelines=timelines, comm=read_record(directory.path / "comm.json", CommRecord))
 
 
 def read_timeline(cell_directory: Path) -> MemoryTimeline | None:
@@ -68,8 +71,13 @@ def read_timeline(cell_directory: Path) -> MemoryTimeline | None:
     return read_record(cell_directory / "memory.json", MemoryTimeline)
 
 
-def frames_of(view: RunView, *, timelines: Mapping[str, MemoryTimeline | None] | None = None) -> RunFrames:
-    """Frames of a view; ``timelines`` are what lies beside the results, by cell."""
+def frames_of(
+    view: RunView,
+    *,
+    timelines: Mapping[str, MemoryTimeline | None] | None = None,
+    comm: CommRecord | None = None,
+) -> RunFrames:
+    """Frames of a view; ``timelines`` are what lies beside the results, by cell, and ``comm`` beside all of them."""
     import pandas as pd
 
     launches = [
@@ -86,6 +94,7 @@ def frames_of(view: RunView, *, timelines: Mapping[str, MemoryTimeline | None] |
         collectives=pd.DataFrame.from_records(collectives),
         gpus=pd.DataFrame.from_records(list(_gpus(view))),
         memory=pd.DataFrame.from_records(list(_timelines(view, timelines or {}))),
+        comm=pd.DataFrame.from_records([row for swept in (comm.swept if comm else ()) for row in _swept(swept)]),
     )
 
 
@@ -121,6 +130,15 @@ def _timelines(view: RunView, timelines: Mapping[str, MemoryTimeline | None]) ->
             for time_s, low, high in zip(timeline.time_s, timeline.low_bytes, timeline.high_bytes, strict=True):
                 row = {"rank": timeline.rank, "time_s": time_s, "low_bytes": low, "high_bytes": high}
                 yield _names(cell) | row
+
+
+def _swept(swept: Swept) -> Iterable[dict[str, Any]]:
+    """One row for each point of a sweep: ``seconds.median`` and so on."""
+    groups = " ".join("{" + ", ".join(map(str, ranks)) + "}" for ranks in swept.partition.groups)
+    whose = {"groups": groups, "group_size": swept.partition.group_size, "axes": " ".join(swept.partition.used_by)}
+    for point in swept.points:
+        speeds = {"algbw_bytes_per_s": point.algbw_bytes_per_s, "busbw_bytes_per_s": point.busbw_bytes_per_s}
+        yield whose | _flat(point.model_dump(exclude={"group_s"})) | speeds
 
 
 def _names(cell: CellResult) -> dict[str, Any]:
