@@ -9,8 +9,8 @@ joined by a dot (``verify.grad_error``, ``model.num_experts``, ``memory_bytes.pa
 row a launch, ``collectives`` one row a cell x op x purpose x phase x axis, ``memory`` the timeline of a step of each
 cell's worst rank: lowest and highest allocated bytes from each ``time_s`` to the next. All carry ``cell``, ``layout``,
 ``mode`` and ``routing``, so that they need no join for most questions. ``comm`` is of no cell: collectives alone, one
-row a set of groups (``{0, 1} {2, 3}``) x op x way x size, ``axes`` being those that make the groups. Seconds and bytes throughout; what a
-device could not give is missing, never zero.
+row a set of groups (``{0, 1} {2, 3}``) x op x way x size, ``axes`` being those that make the groups. Seconds and bytes
+throughout; what a device could not give is missing, never zero.
 """
 
 import csv
