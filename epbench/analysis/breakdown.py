@@ -7,7 +7,7 @@ the first kernel that the host launched in it to that of the next step, for the 
 Communication in this breakdown contains waiting: NCCL's kernels spin until the last rank arrives, and the
 device is busy for that long. **Device work time** leaves the waiting out: the union of all other kernels
 and of the transfers (analysis.collectives), so that another rank's late host does not make this rank's work
-look slower.
+look slower. The plain **kernel union** (anything ran, waiting included) stands beside it, to be looked at only.
 
 An idle gap is the host's while the next kernel had not been launched yet, and the kernel's afterwards (it
 waits for another stream, or for the launch to arrive).
@@ -46,6 +46,7 @@ class DeviceTime:
     per_rank: tuple[Breakdown, ...]  # in order of rank
     critical_rank: int
     device_work_s: float | None  # None on a CPU
+    kernel_union_s: float | None = None  # when anything ran, waiting included: the critical rank's median step
     kernels_s: dict[str, float] = field(default_factory=dict)  # by kind, streams added up, critical rank
 
     @property
@@ -85,12 +86,18 @@ def device_time_of(traces: Sequence[RankTrace], *, steps: int, found: Sequence[M
         per_rank=tuple(_parts(trace, _whole(windows[trace.rank]), steps) for trace in traces),
         critical_rank=critical.rank,
         device_work_s=_median_of_worst(work_s) if critical.on_cuda else None,
+        kernel_union_s=_kernel_union_s(critical, windows[critical.rank]) if critical.on_cuda else None,
         kernels_s={kind: seconds / steps for kind, seconds in kernels_s.items()},
     )
 
 
 def _median_of_worst(work_s: Mapping[int, Sequence[float]]) -> float:
     return float(median(max(per_rank) for per_rank in zip(*work_s.values(), strict=True)))
+
+
+def _kernel_union_s(trace: RankTrace, windows: Sequence[Window]) -> float:
+    busy = union(trace.kernels.spans)
+    return median(length_s(clip(busy, *window)) for window in windows)
 
 
 def _whole(windows: Sequence[Window]) -> Window:

@@ -9,9 +9,11 @@ arrive. The k-th call of one kind in one group is therefore matched over the gro
     transfer = max(end) - max(start)          wait of a rank = its duration - transfer, not below 0
 
 which needs one clock, so ranks of one host. Where ranks do not share a clock, or the trace does not tell the
-group, the shortest duration over the ranks is taken: a lower bound of the transfer when splits are uneven.
+group, the shortest duration over the ranks is taken: a lower bound of the transfer when splits are uneven. One host
+name is no proof of one clock; that no rank is done with a gather or a reduction before all have begun it is the test.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,10 @@ from epbench.analysis.trace import RankTrace
 from epbench.errors import RunError
 from epbench.records import CollectiveRow
 
-__all__ = ["Matched", "collective_rows", "match", "rows_of"]
+__all__ = ["Matched", "clock_note", "collective_rows", "match", "rows_of"]
+
+CLOCK_ERROR_S = 1e-3  # devices of one host agree within some ten microseconds
+NEEDS_ALL = {"all_gather", "reduce_scatter", "all_reduce"}  # each rank waits for data of every other
 
 RankCalls = dict[int, Call]
 
@@ -116,16 +121,37 @@ def rows_of(traces: Sequence[RankTrace], *, steps: int, found: Sequence[Matched]
 
 def match(traces: Sequence[RankTrace]) -> list[Matched]:
     """The collectives of the traced steps, each with its calls on all ranks of its group."""
-    one_clock = len({trace.host for trace in traces}) == 1
     groups: dict[tuple[Kind, int | None], dict[int, list[Call]]] = defaultdict(lambda: defaultdict(list))
     for trace in traces:
         for call in calls_of(trace):
             groups[call.kind, call.root][trace.rank].append(call)
-    return [
-        _matched(kind, root, calls, one_clock)
-        for (kind, root), by_rank in groups.items()
-        for calls in _zipped(kind, root, by_rank)
-    ]
+    zipped = [(kind, root, calls) for (kind, root), by_rank in groups.items() for calls in _zipped(kind, root, by_rank)]
+    one_clock = _hosts(traces) == 1 and all(
+        _apart_s(calls) <= CLOCK_ERROR_S for kind, root, calls in zipped if kind.op in NEEDS_ALL and root is not None
+    )
+    return [_matched(kind, root, calls, one_clock) for kind, root, calls in zipped]
+
+
+def clock_note(traces: Sequence[RankTrace], found: Sequence[Matched]) -> str | None:
+    """What to say of transfers and waits of ranks that share no clock; None if they do."""
+    if all(matched.one_clock for matched in found):
+        return None
+    bound = "transfers are the shortest duration over the ranks, a lower bound"
+    if (hosts := _hosts(traces)) > 1:
+        return f"ranks on {hosts} hosts share no clock: {bound}"
+    apart_ms = 1e3 * max(_apart_s(matched.calls) for matched in found if matched.kind.op in NEEDS_ALL)
+    return f"a rank was done with a collective {apart_ms:.1f} ms before another began it, so clocks differ: {bound}"
+
+
+def _hosts(traces: Sequence[RankTrace]) -> int:
+    return len({trace.host for trace in traces})
+
+
+def _apart_s(calls: RankCalls) -> float:
+    """By how much the last rank began after the first was done; below 0 where all overlap."""
+    starts_s = [call.start_s for call in calls.values() if call.start_s is not None]
+    ends_s = [call.end_s for call in calls.values() if call.end_s is not None]
+    return max(starts_s) - min(ends_s) if starts_s else -math.inf
 
 
 def _zipped(kind: Kind, root: int | None, by_rank: dict[int, list[Call]]) -> list[RankCalls]:

@@ -154,6 +154,8 @@ def _numbers(cell: Cell, launches: Sequence[LaunchRecord], environment: Environm
     if work is not None:
         names = ("device_work_s", "device_work_s_low", "device_work_s_high")
         found |= dict(zip(names, (work.value, work.low, work.high), strict=True))
+    unions = [value.kernel_union_s for value in values if value.kernel_union_s is not None]
+    found["kernel_union_s"] = median(unions) if unions else None
     return found
 
 

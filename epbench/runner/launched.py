@@ -31,7 +31,7 @@ from epbench.records import (
 from epbench.runner.outcome import Verdict
 from epbench.runner.phases import launch_phases
 from epbench.runner.telemetry import History, energy_j_per_token, slowed_down, telemetry_of, timed_window
-from epbench.runner.traced import traced
+from epbench.runner.traced import DEVICE_TIMES, traced
 from epbench.runner.watch import LaunchEnd
 from epbench.store import read_record, write_record
 
@@ -154,7 +154,7 @@ def _timed(end: LaunchEnd, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found["expert_load"] = ExpertLoad.model_validate(results[0]["expert_load"])
     if end.spec.traced:
         found |= traced(end.spec)
-        found["value"] = value.model_copy(update={"device_work_s": found.pop("device_work_s", None)})
+        found["value"] = value.model_copy(update={name: found.pop(name, None) for name in DEVICE_TIMES})
     return found
 
 

@@ -10,17 +10,19 @@ from typing import Any
 from epbench.errors import RunError
 from epbench.runner.spec import LaunchSpec
 
-__all__ = ["traced"]
+__all__ = ["DEVICE_TIMES", "traced"]
+
+DEVICE_TIMES = ("device_work_s", "kernel_union_s")
 
 
 def traced(spec: LaunchSpec) -> dict[str, Any]:
-    """Fields of a launch's record, and ``device_work_s``; only a ``note`` if the traces cannot be used.
+    """Fields of a launch's record, and the value's (``DEVICE_TIMES``); only a ``note`` if the traces cannot be used.
 
     Also writes ``trace.json.gz`` beside the cell's launches, of the last launch that was looked at closely, which is
     the first one that is valid. The traces of other launches are deleted once they are read.
     """
     from epbench.analysis.breakdown import device_time_of
-    from epbench.analysis.collectives import match, rows_of
+    from epbench.analysis.collectives import clock_note, match, rows_of
     from epbench.analysis.merged import rank_name, write_merged
     from epbench.analysis.reading import read_traces
 
@@ -43,5 +45,7 @@ def traced(spec: LaunchSpec) -> dict[str, Any]:
         "breakdown_per_rank": list(device.per_rank),
         "kernels_s": device.kernels_s,
         "unclassified_share": device.unclassified_share,
+        "note": clock_note(traces, found),
         "device_work_s": device.device_work_s,
+        "kernel_union_s": device.kernel_union_s,
     }
