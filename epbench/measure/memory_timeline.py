@@ -97,12 +97,12 @@ class Replay:
             held[_part(block, before, after)] += block.size
         return split_peak(peak_bytes, **{part: held[part] for part in ("params", "grads", "optimizer", "other")})
 
-    def envelope(self) -> Envelope:
-        """The levels in at most MAX_POINTS values, without losing an extreme; exact if there are few events.
+    def envelope(self, *, max_points: int = MAX_POINTS) -> Envelope:
+        """The levels in at most ``max_points`` values, without losing an extreme; exact if there are few events.
 
         A bucket begins with the level that the one before left behind.
         """
-        buckets = MAX_POINTS // 2
+        buckets = max_points // 2
         if len(self.levels) <= buckets:
             exact = self.levels.tolist()
             return Envelope(self.times_s.tolist(), exact, exact)
@@ -134,19 +134,23 @@ class Replay:
 def _lifetimes(recording: Recording) -> Iterator[Block]:
     """Every block of the step, those included that lived before it.
 
-    Freed but never seen before: it lived from the beginning. Allocated where another is still alive, or gone after
+    Freed at an address that was never seen before: it lived from the beginning. Allocated where another is still alive, or gone after
     the step though nobody saw it freed: a thread that is not profiled freed it, as gloo's do with the buffers of a
     transfer that is over, so it lived for a moment only.
     """
     alive = {address: Block(address, size, 0, None) for address, size in recording.before.items()}
+    known = set(alive)
     for moment, (_, address, size) in enumerate(recording.events, start=1):
         old = alive.pop(address, None)
         if size > 0:
             alive[address] = Block(address, size, moment, None)
             if old is not None:
                 yield old._replace(died=old.born + 1 if old.born else moment)
-        else:
-            yield Block(address, -size, 0, moment) if old is None else old._replace(died=moment)
+        elif old is not None:
+            yield old._replace(died=moment)
+        elif address not in known:
+            yield Block(address, -size, 0, moment)
+        known.add(address)
     for block in alive.values():
         kept = recording.after.get(block.address)
         if kept is not None or not block.born:
