@@ -2,7 +2,9 @@
 
 The four parts are exclusive and sum to the step. A kernel that runs while a collective runs is
 *overlapped*, booked neither as compute nor as communication. The window of a step reaches from the start of
-the first kernel that the host launched in it to that of the next step, for the device runs behind the host.
+the first kernel that the host launched in it to that of the next step, for the device runs behind the host; the
+last one ends with the last kernel that was launched before the host was done with it. A kernel whose launch is not
+known, as in a replayed CUDA graph, counts as launched when it started.
 
 Communication in this breakdown contains waiting: NCCL's kernels spin until the last rank arrives, and the
 device is busy for that long. **Device work time** leaves the waiting out: the union of all other kernels
@@ -105,18 +107,22 @@ def _whole(windows: Sequence[Window]) -> Window:
 
 
 def _step_windows(trace: RankTrace) -> list[Window]:
-    """Time of each traced step, on the device if there is one; a step without a kernel is empty."""
+    """Time of each traced step, on the device if there is one; a step in which nothing was launched is empty."""
     if not trace.on_cuda:
-        starts = [step.start_s for step in trace.steps]
-        return list(zip(starts, [*starts[1:], trace.steps[-1].end_s], strict=True))
+        return _until_next([step.start_s for step in trace.steps], trace.steps[-1].end_s)
     kernels = trace.kernels
-    last_s = float(kernels.end_s.max())
-    starts = []
+    launch_s = np.where(np.isnan(kernels.launch_s), kernels.start_s, kernels.launch_s)
+    in_steps = ~(kernels.launch_s > trace.steps[-1].end_s)
+    last_s = float(kernels.end_s[in_steps].max(initial=trace.steps[0].start_s))
+    starts: list[float] = []
     for step in reversed(trace.steps):
-        launched = (step.start_s <= kernels.launch_s) & (kernels.launch_s <= step.end_s)
+        launched = (step.start_s <= launch_s) & (launch_s <= step.end_s)
         otherwise_s = starts[-1] if starts else last_s
-        starts.append(float(kernels.start_s[launched].min(initial=np.inf)) if launched.any() else otherwise_s)
-    starts.reverse()
+        starts.append(float(kernels.start_s[launched].min(initial=otherwise_s)))
+    return _until_next(starts[::-1], last_s)
+
+
+def _until_next(starts: Sequence[float], last_s: float) -> list[Window]:
     return list(zip(starts, [*starts[1:], last_s], strict=True))
 
 

@@ -171,8 +171,15 @@ def _scopes(events: Sequence[Event]) -> tuple[Scope, ...]:
 
 
 def _labelled(scopes: Sequence[Scope]) -> tuple[tuple[Scope, CommLabel], ...]:
+    """Each labelled collective once: a label within a label of its thread is the same collective again."""
     labels = {name: _label(name) for name in {scope.name for scope in scopes}}
-    return tuple((scope, labels[scope.name]) for scope in scopes)
+    over_s: dict[int, float] = {}  # per thread, when its last label ends
+    found = []
+    for scope in scopes:
+        if scope.start_s >= over_s.get(scope.thread, -np.inf):
+            over_s[scope.thread] = scope.end_s
+            found.append((scope, labels[scope.name]))
+    return tuple(found)
 
 
 def _spans(events: Sequence[Event]) -> Spans:

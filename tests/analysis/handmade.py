@@ -91,6 +91,16 @@ class Trace:
         self.event("cuda_runtime", "cudaLaunchKernelExC", launched, launched + 1, tid, correlation=correlation)
         return self.event(category, name, start, end, stream, correlation=correlation, **args)
 
+    def replayed(self, name: str, start: float, end: float, *, stream: int = STREAM, **args: Any) -> "Trace":
+        """A kernel of a CUDA graph, of which no launch of its own is recorded."""
+        return self.event("kernel", name, start, end, stream, **args)
+
+    def on_device(self, name: str, start: float, end: float, *, launched: float | None, stream: int) -> "Trace":
+        """A kernel, launched or replayed."""
+        if launched is None:
+            return self.replayed(name, start, end, stream=stream)
+        return self.kernel(name, start, end, launched=launched, stream=stream)
+
     def nccl(
         self,
         start: float,

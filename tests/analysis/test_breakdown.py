@@ -1,6 +1,7 @@
 """The parts of a step on hand-made device time lines."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -90,7 +91,7 @@ def test_kinds_of_the_critical_rank_and_what_no_pattern_knows(tmp_path: Path) ->
 
 
 def test_kernels_of_no_length_change_nothing(tmp_path: Path) -> None:
-    trace = Trace(0, world_size=1).step(0, 50).kernel("gemm", 100, 110, launched=1)
+    trace = Trace(0, world_size=1).step(0, 130).kernel("gemm", 100, 110, launched=1)
     trace.kernel("empty", 120, 120, launched=1).kernel("late", 130, 140, launched=125).kernel("x", 130, 130, launched=2)
     found = breakdown(write(tmp_path, trace), steps=1)
     assert found.breakdown.compute == pytest.approx(20 * US)
@@ -104,18 +105,114 @@ def test_a_rank_without_kernels_among_others_is_a_broken_trace(tmp_path: Path) -
         breakdown(tmp_path, steps=1)
 
 
-KERNELS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 60), st.booleans(), st.integers(0, 300)), min_size=1)
+# ---------------------------------------------------------------- what belongs to the steps
 
 
-@given(KERNELS)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_parts_sum_to_the_step(tmp_path: Path, kernels: list[tuple[int, int, bool, int]]) -> None:
-    trace = Trace(0, world_size=1).step(0, 400)
-    for start, length, communication, launched in kernels:
-        add = trace.nccl if communication else trace.kernel
-        name = "SendRecv" if communication else "gemm"
-        add(start=start, end=start + length, launched=launched, name=name)
+def test_kernels_outside_of_the_steps_are_not_counted(tmp_path: Path) -> None:
+    trace = Trace(0, world_size=1).step(100, 200).kernel("of the warm-up", 50, 130, launched=10)
+    trace.kernel("gemm", 120, 180, launched=110).kernel("gemm", 230, 250, launched=190)
+    trace.kernel("after the last step", 260, 400, launched=205)
     found = breakdown(write(tmp_path, trace), steps=1)
-    span = max(start + length for start, length, *_ in kernels) - min(start for start, *_ in kernels)
-    assert found.step_s == pytest.approx(span * US)
-    assert total_s(found.breakdown) == pytest.approx(span * US)
+    assert found.step_s == pytest.approx((250 - 120) * US)
+    assert found.breakdown.compute == pytest.approx((60 + 20) * US)  # the warm-up's rest lies under the first gemm
+    assert found.device_work_s == found.kernel_union_s == pytest.approx(80 * US)
+
+
+def test_a_step_without_kernels_is_a_step_of_no_length(tmp_path: Path) -> None:
+    trace = Trace(0, world_size=1).step(0, 10, 0).step(20, 30, 1).step(40, 50, 2)
+    trace.kernel("gemm", 100, 130, launched=1).kernel("gemm", 150, 160, launched=41)
+    found = breakdown(write(tmp_path, trace), steps=3)
+    assert found.device_work_s == found.kernel_union_s == pytest.approx(10 * US)  # median of 30, 0, 10
+    assert found.step_s == pytest.approx((160 - 100) / 3 * US)
+    assert found.breakdown.compute == pytest.approx(40 / 3 * US)
+    assert total_s(found.breakdown) == pytest.approx(found.step_s)
+
+
+def test_a_trace_in_whose_steps_nothing_was_launched_has_no_time(tmp_path: Path) -> None:
+    trace = Trace(0, world_size=1).step(0, 10).kernel("gemm", 100, 130, launched=50)
+    found = breakdown(write(tmp_path, trace), steps=1)
+    assert (found.step_s, found.device_work_s, found.kernel_union_s, found.kernels_s) == (0, 0, 0, {})
+
+
+def test_replayed_graphs_have_kernels_of_which_no_launch_tells(tmp_path: Path) -> None:
+    trace = Trace(0, world_size=1)
+    for index in range(2):
+        at = 100 * index
+        trace.step(at, at + 100, index).replayed("nvjet_a", at + 10, at + 50).replayed("nvjet_b", at + 70, at + 90)
+    found = breakdown(write(tmp_path, trace), steps=2)
+    assert found.step_s == pytest.approx((190 - 10) / 2 * US)
+    assert found.device_work_s == found.kernel_union_s == pytest.approx(60 * US)
+    assert found.breakdown.idle.kernel == pytest.approx((20 + 20 + 20) / 2 * US)  # within, between, within
+    assert found.breakdown.idle.host == 0
+
+
+def test_kernels_of_one_graph_share_its_launch(tmp_path: Path) -> None:
+    trace = Trace(0, world_size=1).step(0, 50).kernel("nvjet_a", 60, 70, launched=40)
+    trace.replayed("nvjet_b", 75, 95, correlation=1)  # the correlation id of the launch of the first
+    found = breakdown(write(tmp_path, trace), steps=1)
+    assert found.breakdown.compute == pytest.approx(30 * US)
+    assert found.breakdown.idle.kernel == pytest.approx(5 * US)
+
+
+def test_the_kernel_union_holds_the_waiting_that_device_work_leaves_out(tmp_path: Path) -> None:
+    waiting = Trace(0).step(0, 50).annotate(label(), 5, 8)
+    waiting.kernel("gemm", 100, 170, launched=1).nccl(170, 300, launched=6)
+    late = Trace(1).step(0, 50).annotate(label(), 5, 8)
+    late.kernel("gemm", 100, 130, launched=1).nccl(280, 300, launched=6)
+    found = breakdown(write(tmp_path, waiting, late), steps=1)
+    assert found.critical_rank == 0
+    assert found.device_work_s == pytest.approx((70 + 20) * US)
+    assert found.kernel_union_s == pytest.approx((70 + 130) * US)
+
+
+# ---------------------------------------------------------------- any trace
+
+
+@st.composite
+def device_events(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Kernels, copies and collectives on three streams, some of them replayed, launched in three steps of 100."""
+    events = []
+    for _ in range(draw(st.integers(1, 12))):
+        launched = draw(st.integers(0, 299))
+        start = launched + draw(st.integers(0, 80))
+        events.append(
+            {
+                "name": draw(st.sampled_from(["nvjet_x", "Memcpy DtoD (Device -> Device)", "ncclDevKernel_SendRecv"])),
+                "start": start,
+                "end": start + draw(st.integers(0, 60)),
+                "launched": draw(st.sampled_from([launched, None])),
+                "stream": draw(st.integers(7, 9)),
+            }
+        )
+    return events
+
+
+def cells(events: list[dict[str, Any]], window: range) -> set[int]:
+    return {cell for event in events for cell in range(event["start"], event["end"]) if cell in window}
+
+
+@given(device_events())
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_parts_are_those_of_a_count_of_microseconds(tmp_path: Path, events: list[dict[str, Any]]) -> None:
+    trace = Trace(0, world_size=1)
+    for index in range(3):
+        trace.step(100 * index, 100 * index + 99.5, index)
+    for event in events:
+        trace.on_device(**event)
+    found = breakdown(write(tmp_path, trace), steps=3)
+    in_steps = [e for e in events if (e["start"] if e["launched"] is None else e["launched"]) < 300]
+    window = range(
+        min((e["start"] for e in in_steps), default=0),
+        max(e["end"] for e in events),
+    )
+    moving = [event for event in events if event["name"].startswith("nccl")]
+    work, communication = cells([e for e in events if e not in moving], window), cells(moving, window)
+    parts, per_step = found.breakdown, US / 3
+    if not in_steps:
+        window = range(0)
+        work = communication = set()
+    assert parts.step_s == pytest.approx(len(window) * per_step)
+    assert parts.compute == pytest.approx(len(work - communication) * per_step)
+    assert parts.overlapped == pytest.approx(len(work & communication) * per_step)
+    assert parts.exposed == pytest.approx(len(communication - work) * per_step)
+    assert total_s(parts) == pytest.approx(len(window) * per_step)
