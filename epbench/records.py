@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-PROTOCOL_VERSION = 2  # bumped when the way of measuring changes; results of two protocols are never compared
+PROTOCOL_VERSION = 3  # bumped when the way of measuring changes; results of two protocols are never compared
 
 Outcome = Literal["ok", "skipped", "oom", "timeout", "crashed", "wrong", "unstable", "interrupted"]
 

@@ -13,8 +13,9 @@ import epbench
 from epbench.cells import Cell
 from epbench.errors import RunError
 from epbench.frames import cells_csv, frames_of
+from epbench.memory_records import MemoryTimeline
 from epbench.records import GpuTelemetry, Spread, Telemetry
-from epbench.store import CellEntry, RunDirectory
+from epbench.store import CellEntry, RunDirectory, write_record
 from tests.report.sample import DP4, measured_cell, run_record, sample_view, view_of
 
 
@@ -72,7 +73,7 @@ def test_gpus_have_one_row_for_each_launch_that_was_watched() -> None:
 
 def test_a_run_without_cells_has_empty_frames() -> None:
     frames = frames_of(view_of([]))
-    assert frames.cells.empty and frames.launches.empty and frames.collectives.empty
+    assert frames.cells.empty and frames.launches.empty and frames.collectives.empty and frames.memory.empty
     assert cells_csv(view_of([])) == "\n"
 
 
@@ -92,7 +93,16 @@ def test_load_reads_a_run_directory(tmp_path: Path) -> None:
     run.write_cell(CellEntry(order=0, cell=cell))
     run.write_cell(CellEntry(order=1, cell=cell.model_copy(update={"mode": "compiled"})))
     run.write_result(measured_cell(cell, 0.4))
+    timeline = {"time_s": [0.0, 0.1], "low_bytes": [4, 5], "high_bytes": [6, 9], "backward_s": [], "step_s": 0.2}
+    write_record(
+        run.cell_path(cell.id) / "memory.json",
+        MemoryTimeline(rank=1, peak_allocated_bytes_per_rank=[7, 9], **timeline),
+    )
     frames = epbench.load(run.path)
+    assert list(frames.memory[["cell", "rank", "time_s", "low_bytes", "high_bytes"]].itertuples(index=False)) == [
+        (cell.id, 1, 0.0, 4, 6),
+        (cell.id, 1, 0.1, 5, 9),
+    ]
     assert list(frames.cells["mode"]) == ["eager", "compiled"]
     assert frames.cells["reason"].isna().tolist() == [True, False]
     assert frames.cells["reason"][1] == "not run yet"

@@ -1,12 +1,13 @@
 """What stands behind one row of the table of cells, and what the whole run depends on."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from epbench.memory_records import MemoryDetail
 from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunView, Spread
-from epbench.report.text import UNKNOWN, clean, error, gib, ms, number
+from epbench.report.text import UNKNOWN, clean, error, gib, ms, number, percent
 
 __all__ = ["Details", "details_of", "environment_rows", "provenance_rows"]
 
@@ -83,7 +84,24 @@ def _launch(launch: LaunchValue) -> str:
 def _memory(cell: CellResult) -> str:
     parts = {"peak allocated": cell.peak_allocated_bytes, "peak reserved": cell.peak_reserved_bytes}
     parts |= cell.memory_bytes.model_dump()
-    return ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
+    text = ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
+    return "; ".join([text, *_memory_facts(cell.memory)])
+
+
+def _memory_facts(found: MemoryDetail) -> Iterator[str]:
+    """What is known beyond bytes of parts, each where a device or a stack tells it."""
+    if found.peak_phase is not None:
+        yield f"the peak is in {found.peak_phase}, on rank {found.rank}"
+    if found.parts_of == "residents":
+        yield "parts are what stays between steps"
+    if found.fragmentation is not None:
+        yield f"{percent(found.fragmentation)} of reserved free and not returnable at the peak"
+    if found.alloc_retries:
+        yield f"{found.alloc_retries} allocations had to be retried"
+    if found.outside_torch_bytes is not None:
+        yield f"outside of torch {gib(found.outside_torch_bytes)}"
+    if found.note is not None:
+        yield clean(found.note, 400)
 
 
 def _load(cell: CellResult) -> str:

@@ -15,11 +15,12 @@ from jinja2 import UndefinedError
 
 from epbench.cells import Cell
 from epbench.errors import RunError
+from epbench.memory_records import MemoryDetail
 from epbench.records import GpuTelemetry, RunView, Spread, Telemetry
 from epbench.report import build
 from epbench.report.build import build_html, write_csv, write_report
 from epbench.report.details import details_of
-from epbench.report.text import UNKNOWN
+from epbench.report.text import UNKNOWN, gib, percent
 from epbench.store import RunDirectory
 from tests.report.sample import (
     DP4,
@@ -118,6 +119,25 @@ def test_what_the_gpus_did_is_among_the_details() -> None:
     known = dict(details_of(cell).rows)["GPUs while timed"]
     assert known == "SM clock 1700 to 1980 MHz, temperature 58 to 71 C, 21.3 mJ a token, held back by SW power cap"
     assert dict(details_of(measured_cell(Cell(layout=DP4), 0.4)).rows)["GPUs while timed"] == UNKNOWN
+
+
+def test_details_say_what_is_known_of_the_peak() -> None:
+    known = MemoryDetail(
+        rank=2,
+        parts_of="residents",
+        peak_phase="backward",
+        alloc_retries=3,
+        fragmentation=0.125,
+        outside_torch_bytes=3 * 2**29,
+        note="0.1 GiB here, 0.2 GiB there",
+    )
+    cells = [measured_cell(Cell(layout=DP4), 0.4).model_copy(update={"memory": it}) for it in (known, MemoryDetail())]
+    told, silent = (dict(details_of(cell).rows)["memory, GiB"] for cell in cells)
+    assert told == (
+        f"{silent}; the peak is in backward, on rank 2; parts are what stays between steps; "
+        f"{percent(0.125)} of reserved free and not returnable at the peak; 3 allocations had to be retried; "
+        f"outside of torch {gib(3 * 2**29)}; 0.1 GiB here, 0.2 GiB there"
+    )
 
 
 def test_cpu_runs_say_what_they_prove(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""What the real worker leaves of a cell's routing: the copies per expert, and on request every token's experts."""
+"""What the real worker leaves beside a cell's launches: its routing, on request token by token, and its memory."""
 
 from pathlib import Path
 
@@ -7,10 +7,12 @@ import torch
 
 from epbench.cells import Cell, ModelSpec, TrainSpec
 from epbench.layout import Layout
+from epbench.memory_records import MemoryTimeline
 from epbench.model.moe import count
 from epbench.parallel.routing import forced_ids
 from epbench.records import ExpertCopies
 from epbench.routing_file import open_routing
+from epbench.runner.launched import measured
 from epbench.runner.outcome import judge
 from epbench.runner.server import ForkServer
 from epbench.runner.watch import watch_launch
@@ -27,16 +29,23 @@ CELL = Cell(
 RECORD = MEASURE.model_copy(update={"record_routing": True, "max_warmup_steps": 2, "min_steps": 1, "max_steps": 1})
 
 
-def test_a_launch_records_its_routing(server: ForkServer, tmp_path: Path) -> None:
+def test_a_launch_records_its_routing_and_its_memory(server: ForkServer, tmp_path: Path) -> None:
     spec = make_spec(tmp_path / "launch-0", "good", cell=CELL, detailed=True, measure=RECORD)
     spec.directory.mkdir()
-    verdict = judge(watch_launch(server, spec, interrupted=lambda: False, on_progress=lambda _: None))
+    end = watch_launch(server, spec, interrupted=lambda: False, on_progress=lambda _: None)
+    verdict = judge(end)
     assert verdict.outcome == "ok", verdict.reason
     whole = [
         forced_ids(CELL, layer=layer, rows=range(4), positions=range(16), device=torch.device("cpu"))
         for layer in range(2)
     ]
     assert np.array_equal(open_routing(tmp_path / "routing.npy"), torch.stack(whole).numpy())
+    timeline = read_record(tmp_path / "memory.json", MemoryTimeline)
+    memory = measured(end, verdict, environment="e").memory
+    assert timeline is not None and memory is not None
+    assert (timeline.rank, max(timeline.high_bytes)) == (memory.rank, memory.peak_allocated_bytes)
+    assert timeline.peak_allocated_bytes_per_rank == memory.detail.peak_allocated_bytes_per_rank
+    assert memory.detail.parts_of == "peak"
     copies = read_record(tmp_path / "routing.json", ExpertCopies)
     assert copies is not None
     assert copies.layers == [0, 2]
