@@ -105,7 +105,7 @@ def test_waiting_for_a_late_rank_is_not_transfer(run_ranks: RunRanks, batch: Bat
     run_ranks(late, 2, batch, tmp_path)
     (row,) = collective_rows(tmp_path, steps=3)
     assert row.wait_s > CALLS * LATE_S * 0.8  # rank 0 waits in each call
-    assert row.p50_s < LATE_S * 0.2
+    assert 0 < row.p50_s < LATE_S * 0.2
     assert row.last_rank_share[1] > 0.9
 
 

@@ -9,7 +9,7 @@ import pytest
 from epbench.cells import Cell, MeasureSpec
 from epbench.layout import Layout
 from epbench.runner.spec import LaunchSpec
-from epbench.runner.traced import traced
+from epbench.runner.traced import DEVICE_TIMES, traced
 from tests.analysis.handmade import Trace, label, write
 
 
@@ -55,13 +55,36 @@ def test_a_torn_trace_is_a_note_and_nothing_else(spec: LaunchSpec) -> None:
     assert not (spec.directory.parent / "trace.json.gz").exists()
 
 
+@pytest.mark.parametrize(
+    ("other", "note", "with_rows"),
+    [
+        (Trace(1).step(0, 50).kernel("gemm", 100, 111, launched=1), "1 of 2 ranks have such calls", False),
+        (
+            Trace(1, host="another").step(0, 50).annotate(label(), 5, 8).nccl(120, 130, launched=6),
+            "ranks on 2 hosts share no clock",
+            True,
+        ),
+    ],
+    ids=["a rank without the call", "two hosts"],
+)
+def test_what_makes_traces_doubtful_is_the_launchs_note(
+    spec: LaunchSpec, other: Trace, note: str, with_rows: bool
+) -> None:
+    write(spec.trace_directory, other)
+    found = traced(spec)
+    assert note in found["note"]
+    assert ("collectives" in found) == with_rows
+
+
 def test_a_later_launch_keeps_its_numbers_and_not_its_traces(spec: LaunchSpec) -> None:
     merged = spec.directory.parent / "trace.json.gz"
-    device_work_s = traced(spec)["device_work_s"]
+    times_s = [traced(spec)[name] for name in DEVICE_TIMES]
+    assert times_s == pytest.approx([21e-6, 21e-6])  # a gemm of 11 and 10 of communication, nobody waits
     merged.unlink()
     later = spec.model_copy(update={"detailed": False})
     assert later.traced
     assert not later.model_copy(update={"device": "cpu"}).traced
-    assert traced(later)["device_work_s"] == device_work_s
+    found = traced(later)
+    assert [found[name] for name in DEVICE_TIMES] == times_s
     assert not later.trace_directory.exists()
     assert not merged.exists()
