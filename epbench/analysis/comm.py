@@ -198,8 +198,8 @@ def ceiling_busbw(points: Sequence[CommPoint], op: str, bus_bytes: float) -> flo
 def _best_s(curve: Sequence[tuple[float, float]], size: float) -> float:
     """The least time for a size: growing with it, and slower than in proportion.
 
-    Below the sizes measured time shrinks in proportion, which is more than it does; above them it goes on as between
-    the last two.
+    Below the sizes measured time shrinks in proportion, which is more than it does; above them it goes on as over the
+    last two steps.
     """
     sizes = np.array([x for x, _ in curve])
     times = list(accumulate((y for _, y in reversed(curve)), min))[::-1]
@@ -208,7 +208,8 @@ def _best_s(curve: Sequence[tuple[float, float]], size: float) -> float:
     if size <= sizes[0]:
         return float(size / speeds[0])
     if size > sizes[-1]:
-        slope = (best_s[-1] - best_s[-2]) / (sizes[-1] - sizes[-2])
+        before = max(-3, -len(sizes))
+        slope = (best_s[-1] - best_s[before]) / (sizes[-1] - sizes[before])
         return float(best_s[-1] + slope * (size - sizes[-1]))
     return float(np.interp(size, sizes, best_s))
 
