@@ -7,20 +7,23 @@ result; the next cell goes on.
 
 import fnmatch
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epbench.doctor import check_before_run
-from epbench.errors import RunError, ScenarioError
+from epbench.errors import RunError, ScenarioError, UnfitMachineError
 from epbench.provenance import choose_device, describe_environment, find_gpus
 from epbench.records import EnvironmentRecord, RunRecord
+from epbench.runner.interrupt import Interrupt
+from epbench.runner.lock import locked
 from epbench.runner.progress import Progress, make_progress
 from epbench.runner.schedule import Budget
 from epbench.runner.server import launch_variables
-from epbench.runner.session import Interrupt, Session
+from epbench.runner.session import Session
 from epbench.runner.sitting import SittingLog
 from epbench.stack_support import require_installed
 from epbench.store import CellEntry, RunDirectory, create_run, open_run
@@ -57,7 +60,8 @@ class RunOutcome:
 def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     """Run what is not yet complete of a scenario. Call it from the main thread, for Ctrl-C to be seen.
 
-    Raises UnfitMachineError, RunError or ScenarioError before anything is launched.
+    Raises UnfitMachineError, RunError or ScenarioError before anything is launched, and UnfitMachineError with the
+    command that goes on when the machine cannot go on: a disk that is full, a GPU that keeps its memory.
     """
     world_size = max((row.cell.world_size for row in scenario.planned if not row.skip_reason), default=1)
     device, reason = choose_device(options.device or scenario.device, world_size)
@@ -72,23 +76,39 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     require_installed(entry.cell.train.stack for entry in selected)
     checks = check_before_run(options.reports_dir) if device == "cuda" else []
     run = _open(scenario, options, environment, reason)
-    for entry in _entries(scenario):
-        run.write_cell(entry)
-    launches = options.launches or scenario.measure.launches
-    session = Session(
-        run,
-        scenario.measure,
-        environment,
-        launches=launches,
-        budget=Budget(options.budget_s),
-        sitting=SittingLog(run, scenario.measure, environment, checks=checks),
-        gpus=find_gpus().uuids[:world_size] if device == "cuda" else (),
-    )
-    todo = [entry for entry in selected if not session.finish_if_complete(entry)]
-    with make_progress(sum(session.launches_left(entry) for entry in todo)) as progress:
-        progress.say(f"{run.path}: {len(todo)} of {len(selected)} cells to run on {device} ({reason})")
-        interrupted = _run(session, todo, progress)
+    budget = Budget(options.budget_s)
+    with _hint(run, scenario), locked(run.path) as lock:
+        for entry in _entries(scenario):
+            run.write_cell(entry)
+        session = Session(
+            run,
+            scenario.measure,
+            environment,
+            launches=options.launches or scenario.measure.launches,
+            budget=budget,
+            sitting=SittingLog(run, scenario.measure, environment, checks=checks),
+            gpus=find_gpus().uuids[:world_size] if device == "cuda" else (),
+            inherited=(lock,),
+        )
+        todo = [entry for entry in selected if not session.finish_if_complete(entry)]
+        with make_progress() as progress:
+            progress.say(f"{run.path}: {len(todo)} of {len(selected)} cells to run on {device} ({reason})")
+            interrupted = _run(session, todo, progress)
     return RunOutcome(run.path, _exit_code(run, selected, interrupted, scenario.path))
+
+
+@contextmanager
+def _hint(run: RunDirectory, scenario: "Scenario") -> Iterator[None]:
+    """A machine that cannot go on ends the run; what is finished is whole, and the sentence says how to go on."""
+    try:
+        yield
+    except UnfitMachineError as error:
+        hint = f"what is finished is kept, go on with: {_resume(run, scenario.path)}"
+        raise type(error)(f"{error}; {hint}") from error
+
+
+def _resume(run: RunDirectory, scenario: Path) -> str:
+    return f"epbench run {scenario} --resume {run.path}"
 
 
 def _run(session: Session, todo: Sequence[CellEntry], progress: Progress) -> bool:
@@ -161,8 +181,9 @@ def _check_same(run: RunDirectory, environment: EnvironmentRecord) -> None:
 
 
 def _exit_code(run: RunDirectory, selected: Sequence[CellEntry], interrupted: bool, scenario: Path) -> int:
-    if interrupted:
-        print(f"interrupted; go on with: epbench run {scenario} --resume {run.path}", file=sys.stderr)
+    """130 only if Ctrl-C left something to do: the closing canary is no reason to run again."""
+    results = [run.read_result(entry.cell.id) for entry in selected]
+    if interrupted and None in results:
+        print(f"interrupted; go on with: {_resume(run, scenario)}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    results = (run.read_result(entry.cell.id) for entry in selected)
     return EXIT_CELLS if any(result and not result.expected for result in results) else 0

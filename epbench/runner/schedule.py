@@ -7,14 +7,13 @@ is compared most. A cell is verified just before its first launch. An invalid la
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 from epbench.runner.aggregate import fatal
 from epbench.runner.launched import LaunchRecord
 from epbench.store import CellEntry
 
-__all__ = ["Budget", "Needed", "is_complete", "needed", "rounds"]
+__all__ = ["Budget", "Kind", "Needed", "is_complete", "needed", "rounds"]
 
 Kind = Literal["verify", "measure"]
 
@@ -67,23 +66,12 @@ def is_complete(launches: Sequence[LaunchRecord], asked: int) -> bool:
     return needed(launches, asked=asked, by_round=asked - 1) is None
 
 
+@dataclass(frozen=True)
 class Budget:
     """Whether the next launch still fits into the time that the person gave."""
 
-    def __init__(self, limit_s: float | None) -> None:
-        self._limit_s = limit_s
-        self._seen_s: dict[tuple[str, Kind], list[float]] = {}
+    limit_s: float | None
 
-    def learn(self, launch: LaunchRecord) -> None:
-        """Remember how long a launch took."""
-        self._seen_s.setdefault((launch.cell, launch.kind), []).append(launch.elapsed_s)
-
-    def estimate_s(self, cell_id: str, kind: Kind) -> float:
-        """Median of the cell's own launches of this kind, else of all cells'; 0 while there is none."""
-        own = self._seen_s.get((cell_id, kind))
-        alike = [s for (_, seen), times in self._seen_s.items() if seen == kind for s in times]
-        return median(own or alike or [0.0])
-
-    def allows(self, elapsed_s: float, cell_id: str, kind: Kind) -> bool:
-        """Whether a launch started now is expected to end in time."""
-        return self._limit_s is None or elapsed_s + self.estimate_s(cell_id, kind) <= self._limit_s
+    def allows(self, elapsed_s: float, launch_s: float) -> bool:
+        """Whether a launch started now, of about ``launch_s``, is expected to end in time."""
+        return self.limit_s is None or elapsed_s + launch_s <= self.limit_s

@@ -1,55 +1,37 @@
 """One sitting: the launches of a run that are made now, one at a time, in rounds.
 
-A launch that ends badly is a row of the result and the next one goes on; only Ctrl-C and a spent budget end a
-sitting early, and both leave what is finished where ``--resume`` finds it.
+A launch that ends badly is a row of the result and the next one goes on; only Ctrl-C, a spent budget and a machine
+that cannot go on (a full disk, a GPU that keeps its memory) end a sitting early, and all of them leave what is
+finished where ``--resume`` finds it.
 """
 
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from types import FrameType
 
+from epbench.analysis.statistics import launch_interval
 from epbench.cells import MeasureSpec
 from epbench.nvml import Nvml, open_nvml
 from epbench.records import EnvironmentRecord
 from epbench.runner.aggregate import cell_result
+from epbench.runner.comm import CommLog
+from epbench.runner.forecast import Ahead, Durations, launches_ahead
+from epbench.runner.freed import memory_in_use, wait_until_free
+from epbench.runner.interrupt import Interrupt
 from epbench.runner.launched import LaunchRecord, find_launches, measured, protocol_digest, write_launch
-from epbench.runner.outcome import judge
-from epbench.runner.progress import Progress
+from epbench.runner.outcome import judge, require_fit
+from epbench.runner.progress import Outlook, Progress
+from epbench.runner.ranklog import RankState
 from epbench.runner.schedule import Budget, Needed, is_complete, needed, rounds
 from epbench.runner.server import ForkServer, launch_variables
 from epbench.runner.sitting import SittingLog
 from epbench.runner.spec import LaunchSpec
-from epbench.runner.telemetry import sampling
+from epbench.runner.telemetry import held_back, held_back_lately, sampling
 from epbench.runner.watch import watch_launch
 from epbench.store import CellEntry, RunDirectory
 
 __all__ = ["Interrupt", "Session"]
-
-
-class Interrupt:
-    """Ctrl-C: the first ends the launch that runs and then the run, the second ends at once."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def __enter__(self) -> "Interrupt":
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._main:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self.seen:
-            raise KeyboardInterrupt
-        self.seen = True
 
 
 class Session:
@@ -65,6 +47,7 @@ class Session:
         budget: Budget,
         sitting: SittingLog,
         gpus: Sequence[str] = (),
+        inherited: Sequence[int] = (),
     ) -> None:
         self._run = run
         self._measure = measure
@@ -72,36 +55,41 @@ class Session:
         self._asked = launches
         self._budget = budget
         self._sitting = sitting
-        self._gpus = gpus if measure.telemetry else ()  # UUIDs in the order of local ranks
+        self._gpus = gpus  # UUIDs in the order of local ranks
+        self._inherited = inherited  # descriptors that every process of every launch holds open
         self._nvml: Nvml | None = None
         self._started = time.monotonic()
         self._order = 0
+        self._done = 0
+        self._durations = Durations()
+        self._todo: Sequence[CellEntry] = ()
         self._known: dict[str, list[LaunchRecord]] = {}
+        self._comm = CommLog(run, measure, environment)
 
     def finish_if_complete(self, entry: CellEntry) -> bool:
         """Whether nothing is left to do for a cell; its row is written if it was not, or is outdated."""
         launches = self._launches(entry)
         if not is_complete(launches, self._asked):
             return False
-        result = cell_result(entry, launches, asked=self._asked, environment=self._environment)
+        result = cell_result(entry, launches, asked=self._asked, environment=self._environment, swept=self._comm.swept)
         if self._run.read_result(entry.cell.id) != result:
             self._run.write_result(result)
             self._run.event({"event": "cell", "cell": entry.cell.id, "outcome": result.outcome})
         return True
 
-    def launches_left(self, entry: CellEntry) -> int:
-        """About how many launches a cell still needs; repeats and early ends are not foreseen."""
-        launches = self._launches(entry)
-        verified = any(launch.kind == "verify" for launch in launches)
-        return max(1, self._asked - sum(launch.kind == "measure" for launch in launches)) + (not verified)
-
     def run_all(self, entries: Sequence[CellEntry], progress: Progress, interrupt: Interrupt) -> None:
         """Launch in rounds until all cells are complete, the budget is spent, or Ctrl-C."""
+        self._todo = entries
+        for entry in entries:
+            for launch in self._launches(entry):
+                self._durations.learn(entry.cell, launch)
         variables = launch_variables(self._environment.device)
         library = open_nvml() if self._gpus else nullcontext()
-        with ForkServer(variables, self._run.path / "server.log") as server, library as self._nvml:
+        log = self._run.path / "server.log"
+        with ForkServer(variables, log, inherited=self._inherited) as server, library as self._nvml:
             self._run_rounds(server, entries, progress=progress, interrupt=interrupt)
             if self._sitting.begun and not interrupt.seen:
+                progress.does("canary after the last launch")
                 _warn(progress, self._sitting.end(server, lambda: interrupt.seen))
 
     def _run_rounds(
@@ -113,18 +101,31 @@ class Session:
                     if not self._affords(entry, need, progress):
                         return
                     if not self._sitting.begun:
+                        progress.does("canary before the first launch")
                         _warn(progress, self._sitting.begin(server, lambda: interrupt.seen))
+                        self._sweep(server, interrupt=interrupt, progress=progress)
                     self._launch(server, entry, need, interrupt=interrupt, progress=progress)
+                self.finish_if_complete(entry)
                 if interrupt.seen:
                     return
-                self.finish_if_complete(entry)
+
+    def _sweep(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> None:
+        """Collectives alone, on the groups of the cells to run, once; a failure is a warning."""
+        if not self._comm.wanted or interrupt.seen:
+            return
+        progress.does("collectives alone")
+        layouts = [entry.cell.layout for entry in self._todo]
+        warnings = self._comm.sweep(layouts, server, lambda: interrupt.seen)
+        self._sitting.note(warnings)
+        _warn(progress, warnings)
 
     def _needed(self, entry: CellEntry, number: int) -> Needed | None:
         return needed(self._launches(entry), asked=self._asked, by_round=number)
 
     def _affords(self, entry: CellEntry, need: Needed, progress: Progress) -> bool:
         elapsed_s = time.monotonic() - self._started
-        if self._budget.allows(elapsed_s, entry.cell.id, need.kind):
+        launch_s = self._durations.rough_s(Ahead(entry.cell, need.kind, first=need.detailed))
+        if self._budget.allows(elapsed_s, launch_s):
             return True
         progress.say(f"the budget ends here after {elapsed_s:.0f} s; cells that are not complete stay 'not run'")
         return False
@@ -134,20 +135,47 @@ class Session:
     ) -> None:
         spec = self._spec(entry, need)
         shutil.rmtree(spec.directory, ignore_errors=True)
-        progress.starts(spec)
-        with sampling(self._nvml, self._gpus[: spec.cell.world_size], spec.directory) as sampler:
-            end = watch_launch(server, spec, interrupted=lambda: interrupt.seen, on_progress=progress.moves)
+        progress.starts(spec, self._outlook(entry))
+        gpus = self._gpus[: spec.cell.world_size]
+        before = memory_in_use(self._nvml, gpus)
+        with sampling(self._nvml, gpus if self._measure.telemetry else (), spec.directory) as sampler:
+
+            def moves(state: RankState) -> None:
+                progress.moves(state, held_back_lately(sampler.recent) if sampler else "")
+
+            end = watch_launch(server, spec, interrupted=lambda: interrupt.seen, on_progress=moves)
         verdict = judge(end)
         place = {"cell": entry.cell.id, "kind": spec.kind, "index": spec.index, "order": spec.order}
         self._run.event({"event": "launch"} | place | {"outcome": verdict.outcome, "reason": verdict.reason})
         if verdict.outcome == "interrupted":
             return
+        require_fit(verdict, spec.directory)
+        progress.does("reading what the ranks wrote")
         history = sampler.history if sampler else None
         record = measured(end, verdict, environment=self._environment.digest, history=history)
         write_launch(spec.directory, record)
         self._known[entry.cell.id].append(record)
-        self._budget.learn(record)
-        progress.ends(record)
+        self._durations.learn(entry.cell, record)
+        self._done += 1
+        progress.ends(record, self._outlook(entry), _held_back(record))
+        if verdict.outcome != "ok":
+            wait_until_free(self._nvml, before)
+
+    def _outlook(self, entry: CellEntry) -> Outlook:
+        """How far the sitting is, and what is known of the cell that it works on."""
+        ahead = [one for other in self._todo for one in self._ahead(other)]
+        values = [launch.value.step_s for launch in self._launches(entry) if launch.valid and launch.value]
+        steps_s = [step_s for step_s in values if step_s is not None]
+        return Outlook(
+            done=self._done,
+            ahead=len(ahead),
+            left=self._durations.total(ahead),
+            step=launch_interval(steps_s),
+            launches=len(steps_s),
+        )
+
+    def _ahead(self, entry: CellEntry) -> list[Ahead]:
+        return launches_ahead(entry.cell, self._launches(entry), asked=self._asked)
 
     def _spec(self, entry: CellEntry, need: Needed) -> LaunchSpec:
         name = "verify" if need.kind == "verify" else f"launch-{need.index}"
@@ -175,6 +203,12 @@ class Session:
             self._known[entry.cell.id] = found
             self._order = max([self._order, *(launch.order + 1 for launch in found)])
         return self._known[entry.cell.id]
+
+
+def _held_back(record: LaunchRecord) -> str:
+    """What held the GPUs back while the launch was timed; nothing without telemetry."""
+    telemetry = record.value.telemetry if record.value else None
+    return held_back(gpu.clock_reasons for gpu in telemetry.gpus) if telemetry else ""
 
 
 def _warn(progress: Progress, warnings: Sequence[str]) -> None:

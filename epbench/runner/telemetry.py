@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,6 +31,8 @@ __all__ = [
     "History",
     "Sampler",
     "energy_j_per_token",
+    "held_back",
+    "held_back_lately",
     "sampling",
     "slowed_down",
     "telemetry_of",
@@ -41,6 +43,7 @@ FILE = "telemetry.jsonl"
 INTERVAL_S = 0.2
 COST = 0.005  # share of one core that sampling may take
 MOST_TICKS = 4096
+RECENT_TICKS = 50  # what is shown of a running launch: some ten seconds
 
 # Record's field -> the driver's question and what its unit is divided by.
 _GAUGES: Mapping[str, tuple[str, float]] = {
@@ -125,6 +128,11 @@ class Sampler:
         known = {what: value for what, value in found.items() if value is not None}
         self._answered[gpu] = tuple(known)
         return known
+
+    @property
+    def recent(self) -> History:
+        """The last ten seconds or so; safe to ask for while another thread samples."""
+        return History(self._gpus, tuple(self._ticks[-RECENT_TICKS:]), lost=tuple(self._lost))
 
     @property
     def history(self) -> History:
@@ -213,6 +221,26 @@ def _reasons(masks: Sequence[int]) -> dict[str, float] | None:
         return None
     shares = {name: sum(bool(mask & bit) for mask in masks) / len(masks) for bit, name in CLOCK_REASONS.items()}
     return {name: share for name, share in shares.items() if share}
+
+
+def held_back(gpus: Iterable[Mapping[str, float] | None]) -> str:
+    """``GPU ok``, or ``SW power cap 34 %, HW slowdown 2 %``: in which share of the samples, on the GPU with most of it.
+
+    Each of ``gpus`` is the share of every reason, None if the driver cannot tell.
+    """
+    known = [shares for shares in gpus if shares is not None]
+    if not known:
+        return "GPU clocks unknown"
+    worst = {name: max(shares.get(name, 0.0) for shares in known) for name in ("SW power cap", *SPOILING)}
+    return ", ".join(f"{name} {_percent(share)}" for name, share in worst.items() if share) or "GPU ok"
+
+
+def held_back_lately(history: History) -> str:
+    """The same of a launch that is running, with the GPUs that were lost."""
+    masks = (
+        [t.gpus[gpu]["reasons"] for t in history.ticks if "reasons" in t.gpus.get(gpu, {})] for gpu in history.gpus
+    )
+    return history.loss or held_back(map(_reasons, masks))
 
 
 def _risen(points: Sequence[tuple[float, float]], window: Window) -> float | None:
