@@ -189,6 +189,8 @@ def test_a_stack_runs_verified_through_the_runner(rows: dict[tuple[str, str], Ce
     assert row.verify.passed
     assert row.step_s is not None
     assert row.tokens_per_s_per_rank == pytest.approx(4 * 32 / row.step_s / 2)
+    assert (row.memory.parts_of, row.memory.note) == ("peak", None)
+    assert row.memory.peak_phase is not None
 
 
 def test_both_stacks_do_equal_work(rows: dict[tuple[str, str], CellResult]) -> None:
