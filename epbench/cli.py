@@ -157,6 +157,7 @@ def comm(
         _say(f"warning: {warning}")
     if as_json:
         typer.echo(outcome.record.model_dump_json(indent=2) if outcome.record else "null")
+        _say(f"kept in {outcome.path}")
     else:
         typer.echo(render_comm(outcome.record) if outcome.record else "Nothing was measured.\n")
         typer.echo(str(outcome.path))
