@@ -16,6 +16,7 @@ from epbench.report.figures import (
     speed_up_figure,
     steps_figure,
 )
+from epbench.report.routing_pairs import routings_table
 from epbench.report.selection import communicating, mode_pairs, mode_rows, size_rows, weighed
 from epbench.report.tables import (
     Table,
@@ -45,19 +46,20 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """One heading of the report; ``missing`` says why it has no chart."""
+    """One heading of the report; ``missing`` says why it has no chart. ``table`` is shown without one."""
 
     key: str
     title: str
     charts: tuple[Chart, ...] = ()
     missing: str = ""
     note: str = ""
+    table: Table | None = None
 
 
 def sections_of(compared: Compared) -> tuple[Section, ...]:
-    """All sections, in the page's order."""
-    makers: tuple[Callable[[Compared], Section], ...] = (_modes, _all_to_all, _memory, _sizes)
-    return tuple(make(compared) for make in makers)
+    """All sections, in the page's order; that of routings only where there is more than one to compare."""
+    makers: tuple[Callable[[Compared], Section | None], ...] = (_modes, _all_to_all, _routings, _memory, _sizes)
+    return tuple(section for make in makers if (section := make(compared)))
 
 
 def _modes(compared: Compared) -> Section:
@@ -87,6 +89,18 @@ def _all_to_all(compared: Compared) -> Section:
     )
     chart = Chart(all_to_all_figure(compared, cells), caption, collectives_table(compared, cells))
     return Section(key, title, (chart,))
+
+
+def _routings(compared: Compared) -> Section | None:
+    table = routings_table(compared)
+    if table is None:
+        return None
+    note = (
+        "The same cells but for their routing: heaviest over mean expert and ep rank (1 is balanced), and fan-out, the "
+        "mean number of ep ranks that a token goes to. Nobody chooses the routing of a model in training; the spread "
+        "between routings is what a layout's throughput owes to balance."
+    )
+    return Section("routings", "Routings side by side", note=note, table=table)
 
 
 def _memory(compared: Compared) -> Section:

@@ -5,6 +5,7 @@ from typing import Literal
 from epbench.records import CellResult, RunView
 from epbench.report.comparison import Compared, Group
 from epbench.report.details import environment_rows
+from epbench.report.routing_pairs import routings_table
 from epbench.report.tables import Table, cell_columns, cells_table
 from epbench.report.text import clean
 from epbench.report.verdict import outcome_counts, verdicts
@@ -14,7 +15,7 @@ __all__ = ["drawn", "render_cells"]
 _WIDTH = 120
 _COLUMNS = ("outcome", "layout", "mode", "step", "tokens", "peak", "launches", "speed", "grad_error")
 _SHORT = {"peak": "peak GiB", "speed": "speed", "grad_error": "grad error"}
-_ONE_LINE = ("step, ms", "speed", "op", "size")
+_ONE_LINE = ("step, ms", "speed", "tokens/s against first", "op", "size")
 
 
 def render_cells(view: RunView) -> str:
@@ -30,7 +31,8 @@ def render_cells(view: RunView) -> str:
     ]
     reasons = [_reason(compared, cell) for cell in view.cells if cell.reason or not cell.expected]
     warnings = "\n".join(f"warning: {clean(text, 600)}" for text in view.run.warnings)
-    parts = [head, warnings, *(groups or ["This run has no cells."]), "\n".join(_legend(compared)), "\n".join(reasons)]
+    body = [*(groups or ["This run has no cells."]), _routings(compared)]
+    parts = [head, warnings, *body, "\n".join(_legend(compared)), "\n".join(reasons)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -58,6 +60,11 @@ def drawn(table: Table) -> str:
     with console.capture() as captured:
         console.print(shown)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def _routings(compared: Compared) -> str:
+    table = routings_table(compared)
+    return f"The same cells under different routings:\n\n{drawn(table)}" if table else ""
 
 
 def _legend(compared: Compared) -> list[str]:
