@@ -185,10 +185,10 @@ def show(
     from epbench.report.terminal import render_cells
     from epbench.runner.comm import read_comm
 
-    typer.echo(render_collectives(found.view()) if collectives else render_cells(found.view()))
-    alone = read_comm(found) if collectives else None
-    if alone is not None:
-        typer.echo(render_comm(alone))
+    view, alone = found.view(), read_comm(found)
+    typer.echo(render_collectives(view) if collectives else render_cells(view))
+    if alone is not None and (collectives or not view.cells):
+        typer.echo(render_comm(alone, whole=not view.cells))
     typer.echo(str(found.path))
     _say(f"next: epbench report {found.path}")
 

@@ -41,7 +41,7 @@ def _rows_table(rows: Iterable[CollectiveRow]) -> Table:
         "phase",
         "axis",
         "calls",
-        "MiB",
+        "size",
         "ms/step",
         "wait",
         "us/call",
@@ -56,7 +56,7 @@ def _row(row: CollectiveRow) -> tuple[Value, ...]:
     texts = tuple(clean(text, 20) for text in (row.op, row.purpose, row.phase, row.axis))
     numbers = (
         number(row.calls_per_step),
-        number(row.bytes / 2**20),
+        size_text(row.bytes),
         number(row.transfer_s * 1e3),
         number(row.wait_s * 1e3),
         us(row.p50_s),
@@ -79,17 +79,23 @@ def _how_to_read(view: RunView) -> list[str]:
 # ---------------------------------------------------------------- alone
 
 
-def render_comm(record: CommRecord) -> str:
-    """Every partition with its table and fits, then the warnings."""
+def render_comm(record: CommRecord, *, whole: bool = True) -> str:
+    """Every partition with its table and fits, then the warnings; in short only the fits of what was traced."""
     head = f"Collectives alone on {record.device}: {record.dtype}, {clean(record.data)}. Medians of the slowest rank."
     warnings = "\n".join(f"warning: {clean(text, 300)}" for text in record.warnings)
-    parts = [head, *map(_partition, record.swept), warnings]
+    partition = _partition if whole else _partition_in_short
+    parts = [head, *map(partition, record.swept), warnings]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _partition(swept: Swept) -> str:
     fits = [_fit(swept, op, way) for op in OPS for way in WAYS if _points(swept, op, way)]
     return "\n".join([_title(swept.partition), drawn(_points_table(swept)), *fits])
+
+
+def _partition_in_short(swept: Swept) -> str:
+    fits = [_fit(swept, op, "traced") for op in OPS if _points(swept, op, "traced")]
+    return "\n".join([_title(swept.partition), *fits])
 
 
 def _title(partition: Partition) -> str:
