@@ -134,9 +134,9 @@ class Replay:
 def _lifetimes(recording: Recording) -> Iterator[Block]:
     """Every block of the step, those included that lived before it.
 
-    Freed at an address that was never seen before: it lived from the beginning. Allocated where another is still alive, or gone after
-    the step though nobody saw it freed: a thread that is not profiled freed it, as gloo's do with the buffers of a
-    transfer that is over, so it lived for a moment only.
+    Freed at an address that was never seen before: it lived from the beginning. Allocated where another is still
+    alive, or gone after the step though nobody saw it freed: a thread that is not profiled freed it, as gloo's do with
+    the buffers of a transfer that is over, so it lived for a moment only.
     """
     alive = {address: Block(address, size, 0, None) for address, size in recording.before.items()}
     known = set(alive)
