@@ -173,6 +173,7 @@ def show(
     collectives: Annotated[
         bool, typer.Option("--collectives", help="instead: each cell's collectives, beside the same bytes alone")
     ] = False,
+    phases: Annotated[bool, typer.Option("--phases", help="instead: where the time of its launches went")] = False,
 ) -> None:
     """Print the results of a run."""
     from epbench.store import open_run
@@ -180,6 +181,12 @@ def show(
     found = open_run(run)
     if as_json:
         typer.echo(found.view().model_dump_json(indent=2))
+        return
+    if phases:
+        from epbench.report.phases import render_phases
+
+        typer.echo(render_phases(found.view()))
+        typer.echo(str(found.path))
         return
     from epbench.report.comm import render_collectives, render_comm
     from epbench.report.terminal import render_cells

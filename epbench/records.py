@@ -237,6 +237,7 @@ class CellResult(Frozen):
     phases_s: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="verify, measure: wall seconds of each phase of a launch, the median"
     )
+    elapsed_s: float | None = Field(None, description="wall seconds of all launches of this cell together")
     step_s: float | None = None
     step_s_low: float | None = None
     step_s_high: float | None = None
@@ -308,6 +309,7 @@ class Sitting(Frozen):
     canary_before: CanaryRecord | None = None
     canary_after: CanaryRecord | None = None
     warnings: list[str] = Field(default_factory=list)
+    spent_s: dict[str, float] = Field(default_factory=dict, description="wall seconds by what was done; empty: cut off")
 
 
 class RunRecord(Frozen):

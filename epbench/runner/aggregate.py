@@ -41,6 +41,7 @@ def cell_result(
         "launches": len(measured),
         "launch_values": [_launch_value(launch) for launch in measured],
         "phases_s": _phases(launches),
+        "elapsed_s": sum(launch.elapsed_s for launch in launches),
     }
     if outcome == "oom":
         found["requested_bytes"] = next((one.requested_bytes for one in launches if one.outcome == "oom"), None)

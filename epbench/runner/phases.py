@@ -6,14 +6,16 @@ that every rank has done, ``teardown`` from the end of the last pass to when no 
 the parent's own: reading traces, judging, matching.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from statistics import median
 
 from epbench.runner.spec import PHASES
 from epbench.runner.watch import LaunchEnd
 
-__all__ = ["launch_phases", "median_phases"]
+__all__ = ["Stopwatch", "launch_phases", "median_phases"]
 
 _START_UP, _TEARDOWN = "start_up", "teardown"
 _NAMES = {"fork": _START_UP, "start": _START_UP, "ready": _START_UP, "done": _TEARDOWN}  # the others keep theirs
@@ -64,3 +66,30 @@ def median_phases(launches: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for phase, seconds in phases.items():
             times.setdefault(phase, []).append(seconds)
     return {phase: median(seconds) for phase, seconds in times.items()}
+
+
+class Stopwatch:
+    """Seconds by name, of what is done one after the other from the moment when it is made."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self._began_s
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Adds what the block takes to ``name``. Blocks are not nested."""
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - began_s
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By name, with the rest as ``elsewhere``: sums to ``elapsed_s``."""
+        return self._seconds | {"elsewhere": self.elapsed_s - sum(self._seconds.values())}

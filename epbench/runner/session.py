@@ -6,7 +6,6 @@ finished where ``--resume`` finds it.
 """
 
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -21,6 +20,7 @@ from epbench.runner.freed import memory_in_use, wait_until_free
 from epbench.runner.interrupt import Interrupt
 from epbench.runner.launched import LaunchRecord, find_launches, measured, protocol_digest, write_launch
 from epbench.runner.outcome import judge, require_fit
+from epbench.runner.phases import Stopwatch
 from epbench.runner.progress import Outlook, Progress
 from epbench.runner.ranklog import RankState
 from epbench.runner.schedule import Budget, Needed, is_complete, needed, rounds
@@ -58,7 +58,7 @@ class Session:
         self._gpus = gpus  # UUIDs in the order of local ranks
         self._inherited = inherited  # descriptors that every process of every launch holds open
         self._nvml: Nvml | None = None
-        self._started = time.monotonic()
+        self._watch = Stopwatch()
         self._order = 0
         self._done = 0
         self._durations = Durations()
@@ -90,7 +90,11 @@ class Session:
             self._run_rounds(server, entries, progress=progress, interrupt=interrupt)
             if self._sitting.begun and not interrupt.seen:
                 progress.does("canary after the last launch")
-                _warn(progress, self._sitting.end(server, lambda: interrupt.seen))
+                with self._watch.of("canary"):
+                    found = self._sitting.end(server, lambda: interrupt.seen)
+                _warn(progress, found)
+        if self._sitting.begun:
+            self._sitting.spent(self._watch.seconds)
 
     def _run_rounds(
         self, server: ForkServer, entries: Sequence[CellEntry], *, progress: Progress, interrupt: Interrupt
@@ -101,13 +105,24 @@ class Session:
                     if not self._affords(entry, need, progress):
                         return
                     if not self._sitting.begun:
-                        progress.does("canary before the first launch")
-                        _warn(progress, self._sitting.begin(server, lambda: interrupt.seen))
-                        self._sweep(server, interrupt=interrupt, progress=progress)
-                    self._launch(server, entry, need, interrupt=interrupt, progress=progress)
+                        self._begin(server, interrupt=interrupt, progress=progress)
+                    with self._watch.of("launches"):
+                        self._launch(server, entry, need, interrupt=interrupt, progress=progress)
                 self.finish_if_complete(entry)
                 if interrupt.seen:
                     return
+
+    def _begin(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> None:
+        """All that comes before the first launch."""
+        progress.does("importing torch, once for all launches")
+        with self._watch.of("fork_server"):
+            server.start()
+        progress.does("canary before the first launch")
+        with self._watch.of("canary"):
+            warnings = self._sitting.begin(server, lambda: interrupt.seen)
+        _warn(progress, warnings)
+        with self._watch.of("collectives_alone"):
+            self._sweep(server, interrupt=interrupt, progress=progress)
 
     def _sweep(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> None:
         """Collectives alone, on the groups of the cells to run, once; a failure is a warning."""
@@ -123,7 +138,7 @@ class Session:
         return needed(self._launches(entry), asked=self._asked, by_round=number)
 
     def _affords(self, entry: CellEntry, need: Needed, progress: Progress) -> bool:
-        elapsed_s = time.monotonic() - self._started
+        elapsed_s = self._watch.elapsed_s
         launch_s = self._durations.rough_s(Ahead(entry.cell, need.kind, first=need.detailed))
         if self._budget.allows(elapsed_s, launch_s):
             return True

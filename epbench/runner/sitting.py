@@ -4,7 +4,7 @@ The canary is a launch of its own on the same ranks (:mod:`epbench.measure.canar
 happens to it, the run goes on, and carries a warning that ``show`` and the report print.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from epbench.cells import Cell, MeasureSpec
@@ -71,6 +71,13 @@ class SittingLog:
         record = self._run.record
         self._run.write_run(record.model_copy(update={"sittings": [*record.sittings[:-1], self._sitting]}))
         return found
+
+    def spent(self, seconds: Mapping[str, float]) -> None:
+        """Keep what the sitting's time went to."""
+        assert self._sitting is not None, "a sitting ends after it began"
+        self._sitting = self._sitting.model_copy(update={"spent_s": dict(seconds)})
+        record = self._run.record
+        self._run.write_run(record.model_copy(update={"sittings": [*record.sittings[:-1], self._sitting]}))
 
     def _canary(self, server: ForkServer, when: str, interrupted: Callable[[], bool]) -> CanaryRecord | None:
         """What a canary gave, or None when none was wanted, or Ctrl-C ended it."""

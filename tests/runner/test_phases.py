@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from epbench.runner.phases import launch_phases, median_phases
+from epbench.runner.phases import Stopwatch, launch_phases, median_phases
 from epbench.runner.ranklog import RankTail
 from epbench.runner.watch import LaunchEnd
 from tests.runner.conftest import make_spec
@@ -65,3 +65,15 @@ def test_phases_are_exclusive_and_sum_to_the_launch(
 def test_a_median_is_over_the_launches_that_came_to_the_phase() -> None:
     launches = [{"build": 1.0, "memory": 5.0}, {"build": 3.0}, {"build": 2.0}]
     assert median_phases(launches) == {"build": 2.0, "memory": 5.0}
+
+
+def test_a_stopwatch_leaves_no_second_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("epbench.runner.phases.time.monotonic", lambda: now_s[0])
+    watch = Stopwatch()
+    for name, seconds in (("launches", 5.0), ("canary", 2.0), ("launches", 3.0)):
+        now_s[0] += 0.5
+        with watch.of(name):
+            now_s[0] += seconds
+    assert watch.seconds == {"launches": 8.0, "canary": 2.0, "elsewhere": 1.5}
+    assert sum(watch.seconds.values()) == watch.elapsed_s

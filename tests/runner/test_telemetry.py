@@ -21,6 +21,8 @@ from epbench.runner.telemetry import (
     Sampler,
     Tick,
     energy_j_per_token,
+    held_back,
+    held_back_lately,
     sampling,
     slowed_down,
     telemetry_of,
@@ -235,3 +237,25 @@ def test_samples_of_a_launch_are_kept_beside_it(watched: tuple[LaunchValue, Path
     assert ticks == sorted(ticks, key=lambda tick: tick["t"])
     assert value.telemetry is not None
     assert 0 < value.telemetry.cost < 0.05
+
+
+@pytest.mark.parametrize(
+    ("gpus", "text"),
+    [
+        ([{}, {"idle": 0.5, "sync boost": 1.0}], "GPU ok"),
+        ([{"SW power cap": 0.2}, {"SW power cap": 0.34, "HW slowdown": 0.001}], "SW power cap 34 %, HW slowdown 1 %"),
+        ([None, {}], "GPU ok"),
+        ([None, None], "GPU clocks unknown"),
+    ],
+)
+def test_what_holds_gpus_back_in_a_few_words(gpus: list[dict[str, float] | None], text: str) -> None:
+    assert held_back(gpus) == text
+
+
+def test_of_a_running_launch_the_last_ticks_are_told() -> None:
+    sampler = Sampler(FakeNvml(a=[{"reasons": HW}, {"reasons": CAP}]), ["a"])
+    for _ in range(telemetry.RECENT_TICKS + 1):
+        sampler.sample()
+    assert held_back_lately(sampler.recent) == "SW power cap 100 %"
+    assert len(sampler.recent.ticks) == telemetry.RECENT_TICKS
+    assert held_back_lately(History(["a", "b"], (), lost=["b"])) == "the driver lost GPU 1"
