@@ -173,3 +173,12 @@ def test_groups_that_communicate_at_once_are_told_apart(small: tuple[list[SweepT
     assert {tuple(sorted(point.group_s)) for point in pairs} == {(0, 1)}
     for point in pairs:
         assert point.seconds.median >= max(spread.median for spread in point.group_s.values())
+
+
+@pytest.mark.parametrize(("free_mib", "largest_mib"), [(80 * 1024, 512), (4096, 512), (4095, 256), (1024, 128), (8, 1)])
+def test_a_full_device_gets_smaller_buffers(free_mib: int, largest_mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the rank with the least free memory an eighth, for three buffers of that size."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free_mib << 20, 141 << 30))
+    monkeypatch.setattr(comm_sweep, "maximum_over_ranks", lambda values, _: values)
+    world = World(rank=0, world_size=1, local_rank=0, device=torch.device("cuda", 0))
+    assert comm_sweep._affordable(512 << 20, world) == largest_mib << 20
