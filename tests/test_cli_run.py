@@ -148,6 +148,11 @@ def test_show_prints_every_cell_then_the_path_and_says_what_is_next(run: RunDire
     assert result.stderr == f"next: epbench report {run.path}\n"
 
 
+def test_show_phases_says_where_the_time_went(run: RunDirectory) -> None:
+    result = epbench("show", str(run.path), "--phases")
+    assert result.stdout == f"No launch of this run has its phases.\n{run.path}\n"
+
+
 def test_report_writes_the_page_and_the_csv_where_told(run: RunDirectory) -> None:
     result = epbench("report", str(run.path), "--output", "page.html", "--csv", "cells.csv")
     assert result.exit_code == 0

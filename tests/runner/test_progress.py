@@ -14,6 +14,7 @@ import pytest
 
 from epbench.runner.progress import make_progress, packed_lines
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = dedent("""
     import os
     import sys
@@ -146,6 +147,7 @@ def test_a_file_gets_one_line_a_launch_and_nothing_is_drawn() -> None:
     )
     assert done.stderr == LINES
     assert done.stdout.splitlines()[-1] == "report.html"
+    assert LINES.splitlines()[4] in (ROOT / "docs" / "overhead.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("columns", "drawn", "coloured"), [(80, WIDE, True), (40, NARROW, False)])
