@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from epbench.errors import RunError
+from epbench.errors import RunError, StorageError
 from epbench.frames import cells_csv
 from epbench.records import RunView
 from epbench.report.comparison import Compared
@@ -38,7 +38,11 @@ def write_report(run_path: Path, *, output: Path | None = None) -> Path:
     from epbench.store import open_run
 
     run = open_run(run_path)
-    return _write(output or run.path / "report.html", build_html(run.view()))
+    page = build_html(run.view())
+    try:
+        return _write(output or run.path / "report.html", page)
+    except StorageError as error:
+        raise StorageError(f"{error}; what was measured is kept, make room and: epbench report {run_path}") from error
 
 
 def write_csv(run_path: Path, output: Path) -> Path:

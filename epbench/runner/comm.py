@@ -15,7 +15,7 @@ from epbench.errors import RunError
 from epbench.layout import Layout
 from epbench.rank_groups import axes_by_groups
 from epbench.records import PROTOCOL_VERSION, EnvironmentRecord
-from epbench.runner.outcome import judge
+from epbench.runner.outcome import judge, require_fit
 from epbench.runner.server import ForkServer
 from epbench.runner.spec import LaunchSpec
 from epbench.runner.watch import LaunchEnd, watch_launch
@@ -91,6 +91,7 @@ class CommLog:
         self._run.event({"event": "comm", "partitions": len(partitions)} | how)
         if verdict.outcome == "interrupted":
             return []
+        require_fit(verdict, spec.directory)
         if verdict.outcome != "ok":
             world_size = partitions[0].world_size
             return [f"no sweep of collectives on {world_size} ranks: it {verdict.outcome}: {verdict.reason}"]

@@ -106,6 +106,8 @@ class Session:
                         return
                     if not self._sitting.begun:
                         self._begin(server, interrupt=interrupt, progress=progress)
+                        if interrupt.seen:
+                            return
                     with self._watch.of("launches"):
                         self._launch(server, entry, need, interrupt=interrupt, progress=progress)
                 self.finish_if_complete(entry)
@@ -116,7 +118,8 @@ class Session:
         """All that comes before the first launch."""
         progress.does("importing torch, once for all launches")
         with self._watch.of("fork_server"):
-            server.start()
+            if not server.start(lambda: interrupt.seen):
+                return
         progress.does("canary before the first launch")
         with self._watch.of("canary"):
             warnings = self._sitting.begin(server, lambda: interrupt.seen)

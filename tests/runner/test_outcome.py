@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from epbench.runner.host_memory import oom_kills
 from epbench.runner.outcome import Verdict, judge
 from epbench.runner.ranklog import Failure, RankState, RankTail
 from epbench.runner.victims import is_out_of_memory, is_secondary, requested_memory
@@ -46,10 +47,46 @@ def test_memory_explains_every_other_error(tmp_path: Path) -> None:
     assert judge(end_of(tmp_path, states)) == Verdict("oom", "rank 1 ran out of memory during timing")
 
 
-def test_a_signal_is_the_cause_when_only_victims_spoke(tmp_path: Path) -> None:
-    end = end_of(tmp_path, [failed(0, 1.0, "RuntimeError", VICTIM), RankState(1, "warmup", 2)])
+BY_THE_KERNEL = ": the kernel ended a process because the host was out of memory"
+PERHAPS = " (the kernel ends processes like this when the host is out of memory)"
+
+
+@pytest.mark.parametrize(
+    ("oom_kills", "outcome", "more"), [(0, "crashed", ""), (1, "oom", BY_THE_KERNEL), (None, "crashed", PERHAPS)]
+)
+def test_a_signal_is_the_cause_when_only_victims_spoke(
+    tmp_path: Path, oom_kills: int | None, outcome: Any, more: str
+) -> None:
+    states = [failed(0, 1.0, "RuntimeError", VICTIM), RankState(1, "warmup", 2)]
+    end = end_of(tmp_path, states, oom_kills=oom_kills)
     end.spec.agent_file.write_text(json.dumps({"failures": {"1": -9}}))
-    assert judge(end) == Verdict("crashed", "rank 1 was killed by signal 9 during warmup")
+    assert judge(end) == Verdict(outcome, f"rank 1 was killed by signal 9 during warmup{more}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"oom_kills": 0}, Verdict("crashed", "the process that ranks are forked from ended without a word")),
+        ({"oom_kills": 2}, Verdict("oom", "the kernel ended 2 processes because the host was out of memory")),
+    ],
+)
+def test_all_ranks_gone_with_their_server(tmp_path: Path, changes: dict[str, Any], verdict: Verdict) -> None:
+    end = end_of(tmp_path, [RankState(0, "timing"), RankState(1, "timing")], exit_code=None, **changes)
+    assert judge(end) == verdict
+
+
+V1 = {"proc/self/cgroup": "4:memory:/job\n", "sys/fs/cgroup/memory/job/memory.oom_control": "under_oom 0\noom_kill 3\n"}
+V1_IN_A_CONTAINER = {"proc/self/cgroup": "4:memory:/job\n", "sys/fs/cgroup/memory/memory.oom_control": "oom_kill 4\n"}
+V2 = {"proc/self/cgroup": "0::/job\n", "sys/fs/cgroup/job/memory.events": "max 7\noom 9\noom_kill 5\n"}
+HOST = {"proc/self/cgroup": "0::/\n", "proc/vmstat": "nr_free_pages 12\noom_kill 6\n"}
+
+
+@pytest.mark.parametrize(("files", "count"), [(V1, 3), (V1_IN_A_CONTAINER, 4), (V2, 5), (HOST, 6), ({}, None)])
+def test_the_kernels_own_count_is_found(tmp_path: Path, files: dict[str, str], count: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert oom_kills(tmp_path) == count
 
 
 def test_a_rank_that_the_agent_ended_is_not_blamed(tmp_path: Path) -> None:
