@@ -44,7 +44,6 @@ __all__ = ["Case", "SweepTimes", "prepare", "sweep"]
 Progress = Callable[[str, int], None]
 
 DATA = "normal random numbers; zeros where the all-reduce sums in place"
-SMALLEST_BYTES = 4096
 UNEVEN = 10  # rows for the first rank of a group, to one for any other
 
 
@@ -52,6 +51,7 @@ UNEVEN = 10  # rows for the first rank of a group, to one for any other
 class _Effort:
     """How much is measured."""
 
+    smallest_bytes: int
     largest_bytes: int
     step: int  # from one size to the next, a factor
     warm_up: int
@@ -62,8 +62,8 @@ class _Effort:
 
 
 _EFFORTS = {
-    "cuda": _Effort(512 * 2**20, 2, 5, 30, 10, torch.bfloat16, "bf16"),
-    "cpu": _Effort(2**20, 4, 1, 5, 5, torch.float32, "fp32"),
+    "cuda": _Effort(2**10, 512 * 2**20, 2, 5, 30, 10, torch.bfloat16, "bf16"),
+    "cpu": _Effort(2**12, 2**20, 4, 1, 5, 5, torch.float32, "fp32"),
 }
 
 
@@ -123,7 +123,7 @@ def _affordable(wanted_bytes: int, world: "World") -> int:
     free_bytes, _ = torch.cuda.mem_get_info(world.device)
     (least,) = maximum_over_ranks([-float(free_bytes)], world)
     largest = wanted_bytes
-    while largest > -least / 8 and largest > SMALLEST_BYTES:
+    while largest > -least / 8 and largest > 1:
         largest //= 2
     return largest
 
@@ -135,7 +135,7 @@ def prepare(partitions: Sequence[Partition], world: "World", *, largest_bytes: i
     """The cases of each partition, from the largest size, which wakes the device, to the smallest. A collective."""
     effort = _EFFORTS[world.device.type]
     largest = effort.largest_bytes if largest_bytes is None else largest_bytes
-    sizes = [SMALLEST_BYTES]
+    sizes = [effort.smallest_bytes]
     while sizes[-1] * effort.step <= largest:
         sizes.append(sizes[-1] * effort.step)
     buffers = _Buffers.of(largest, effort.dtype, world.device)

@@ -132,7 +132,7 @@ def test_calls_into_given_buffers_move_what_they_say() -> None:
 
 def small_sweep(directory: Path) -> SweepTimes:
     """Two partitions of four ranks with three sizes; the patch dies with this rank."""
-    effort = comm_sweep._Effort(4 * 4096, 2, 1, 3, 2, torch.float32, "fp32")
+    effort = comm_sweep._Effort(4096, 4 * 4096, 2, 1, 3, 2, torch.float32, "fp32")
     comm_sweep._EFFORTS["cpu"] = effort
     return sweep([ALL, PAIRS], this_world()[0], directory=directory, on_progress=lambda phase, index: None)
 
