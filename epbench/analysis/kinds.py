@@ -28,25 +28,39 @@ _KERNELS = (
     (
         COMMUNICATION,
         r"^nccl|^gloo:|nvshmem|allToAllV|exchangeSplitAndOffset|deep_?ep::|^Memcpy (PtoP|P2P)"
-        r"|(one|two)_shot_all_(reduce|gather)|multimem_|symm_mem|\bbarrier_kernel|(put|wait)_signal_kernel",
+        r"|(one|two)_shot_all_(reduce|gather)|multimem_|symm_mem|symmetric_memory|nccl_extension|(put|wait)_signal_kernel"
+        r"|kernel_barrier|\bbarrier_kernel",
     ),
-    ("copy", r"^Mem(cpy|set)|chunk_cat|split_with_sizes_copy|CatArray|copy_kernel|_copy\b|CopyFunctor|FillFunctor"),
+    (
+        "copy",
+        r"^Mem(cpy|set)|chunk_cat|split_with_sizes_copy|CatArray|copy_kernel|_copy\b|CopyFunctor|FillFunctor"
+        r"|_to_(float|bfloat16|half)_|cast_transpose|roll_cuda|triu_tril|reflection_pad|_padding",
+    ),
     ("attention", r"flash|fmha|sdpa|attention|\bmha_"),
     ("grouped_gemm", r"grouped_?(gemm|mm)|group_?gemm|gemm_?grouped|GroupProblemShape|ArrayTmaGmma|PtrArray"),
     ("reduction", r"LpNorm"),
     ("optimizer", r"adam|FusedSgd|FusedOptimizer|multi_tensor_apply|foreach"),
     ("gemm", r"gemm|nvjet|cutlass|xmma|gemv|splitK|cublas|triton_tem_fused_.*mm|triton_mm|\bdot_kernel"),
-    ("norm", r"(layer|rms|group|batch)_?norm|RowwiseMoments|GammaBeta|triton_(red|per)_fused_.*(norm|rsqrt)"),
+    (
+        "norm",
+        r"(layer|rms|group|batch|weight)_?norm|RowwiseMoments|GammaBeta|FusedParamsCUDA|triton_(red|per)_fused_.*(norm|rsqrt)",
+    ),
     ("reduction", r"triton_(red|per)_"),
     ("pointwise", r"triton_(poi|for)_"),
     (
         "index",
         r"index|gather|scatter|embedding|sort|radix|topk|permute|searchsorted|histogram|bincount|DeviceScan|cumsum"
         r"|nonzero|repeat_interleave|DeviceSelect|DeviceCompact|DeviceRunLength|DevicePartition|DeviceMerge"
-        r"|tensor_kernel_scan|scan_by_key|compute_cuda_kernel|krn_partial",
+        r"|tensor_kernel_scan|scan_by_key|compute_cuda_kernel|krn_partial|calc_block_sums|final_scan|write_indices|take_put"
+        r"|adjacent_?difference|UniqueByKey|flag_kernel|randperm|cuda_cub::core",
     ),
     ("reduction", r"reduc|softmax|nll_loss|cross_entropy|logsumexp|vector_norm"),
-    ("pointwise", r"elementwise|pointwise|functor|silu|swiglu|dropout|distribution|arange|rope|rotary"),
+    (
+        "pointwise",
+        r"elementwise|pointwise|functor|silu|swiglu|dropout|distribution|arange|rope|rotary"
+        r"|assert_async|amp_update_scale|masked_scale|bernoulli|normal_kernel|uniform_kernel|exponential_kernel|\bglu_"
+        r"|transform_kernel|unpack_cudnn",
+    ),
 )
 
 _OPERATORS = (  # of torch's own namespaces; the name without its namespace is matched
@@ -85,7 +99,7 @@ _OPERATORS = (  # of torch's own namespaces; the name without its namespace is m
 _COMPILED = re.compile(r"## Call CompiledFxGraph|(graph_\d+_)?cpp_fused_")
 _HOST_NAMESPACES = re.compile(r"^(c10d|_?c10d_functional|autograd|torch|profiler|symm_mem)::")
 _COLLECTIVES_OF_OURS = re.compile(
-    r"all_to_all|exchange_counts|(gather|scatter)_sequence|all_(gather|reduce)$|reduce_sc"
+    r"all_to_all|exchange_counts|await_splits|(gather|scatter)_sequence|all_(gather|reduce)$|reduce_sc"
 )
 _VIEWS_AND_ALLOCATIONS = re.compile(
     r"^(view|_?unsafe_view|_reshape_alias|reshape|as_strided|slice|select|narrow|split|split_with_sizes|chunk|unbind"

@@ -125,6 +125,38 @@ KERNELS = [
     ("pointwise", "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<c10::BFloat16>>()"),
     ("pointwise", "void at::native::unrolled_elementwise_kernel<at::native::(anonymous namespace)::silu_kernel>()"),
     ("pointwise", "void at::native::(anonymous namespace)::distribution_elementwise_grid_stride_kernel<float, 4>()"),
+    ("communication", "void c10d::symmetric_memory::multimem_one_shot_reduce_kernel<float, 16>(float*, float*)"),
+    ("communication", "c10d::nccl_extension::lsa_put_signal_kernel(unsigned long*, int)"),
+    ("communication", "c10d::nccl_extension::nccl_wait_for_signal_kernel(unsigned long*, unsigned long)"),
+    ("communication", "c10d::cuda::detail::kernel_barrier(int*, bool*, unsigned long)"),
+    ("communication", "ncclDevKernel_Broadcast_RING_LL(ncclDevKernelArgsStorage<4096ul>)"),
+    (
+        "copy",
+        "void at::native::triu_tril_kernel<float, int, false, 4, false>(at::cuda::detail::TensorInfo<float, int>)",
+    ),
+    ("copy", "_float_to_bfloat16_cuda_kernel(float const*, int, int, unsigned short*)"),
+    ("copy", "Memcpy HtoD (Pinned -> Device)"),
+    (
+        "attention",
+        "void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<flash::CollectiveMainloopFwd"
+        "Sm90<2, cute::tuple<cute::C<1>>>>>>()",
+    ),
+    ("gemm", "nvjet_sm90_tst_64x128_64x7_2x2_v_bz_NNT"),
+    ("gemm", "void cutlass::Kernel2<cutlass_80_simt_sgemm_256x128_8x4_tn_align1>(cutlass_80_simt_sgemm::Params)"),
+    ("gemm", "std::enable_if<!(false), void>::type internal::gemvx::kernel<int, int, float, float, float, float>()"),
+    ("norm", "void at::native::weight_norm_fwd_first_dim_kernel<float, float>(float*, float*, float const*)"),
+    ("index", "void at::cuda::cub::final_scan_kernel<long, 256, 16>(long const*, long*, long*, long)"),
+    ("index", "void at::native::write_indices<long>(long*, at::native::TensorDims<long>, int, long)"),
+    (
+        "index",
+        "void thrust::THRUST_300001_SM_900_NS::cuda_cub::core::detail::_kernel_agent<thrust::cuda_cub::__merge_sort::"
+        "MergeAgent<long*, long*, long>>()",
+    ),
+    ("index", "void at::native::cuda_take_put_kernel<float, unsigned int>(at::TensorIterator&)"),
+    ("pointwise", "void at::native::_assert_async_cuda_kernel<bool>(bool const*, at::native::Msg)"),
+    ("pointwise", "void at_cuda_detail::cub::detail::transform::transform_kernel<policy_hub<long>, long>(long)"),
+    ("pointwise", "at::native::amp_update_scale_cuda_kernel(float*, int*, float const*, double, double, int)"),
+    ("other", "at::cuda::spin_kernel(long)"),
     ("other", "my_very_own_thing"),
 ]
 OPERATORS = [
