@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from epbench.errors import EpbenchError, ScenarioError
+from epbench.errors import EpbenchError, ScenarioError, StorageError
 from epbench.wording import shown
+from epbench.writing import NO_ROOM
 
 __all__ = ["app", "main", "parse_duration"]
 
@@ -38,6 +39,9 @@ class _FrontDoor(TyperGroup):
             typer.echo(f"epbench: {error}", err=True)
             sys.exit(error.exit_code)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:  # what is printed goes to a file
+                _say(f"epbench: cannot write what is to be printed: {error.strerror}")
+                sys.exit(StorageError.exit_code)
             _report_crash(error)
             sys.exit(1)
 

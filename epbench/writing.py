@@ -12,10 +12,10 @@ from pathlib import Path
 
 from epbench.errors import StorageError
 
-__all__ = ["IMPOSSIBLE_PATH", "append_line", "replace_file", "write_atomically", "writing"]
+__all__ = ["IMPOSSIBLE_PATH", "NO_ROOM", "append_line", "replace_file", "write_atomically", "writing"]
 
 IMPOSSIBLE_PATH = frozenset({errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -26,7 +26,7 @@ def writing(path: Path, *, num_bytes: int | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        room = _room(path, num_bytes) if error.errno in _NO_ROOM else ""
+        room = _room(path, num_bytes) if error.errno in NO_ROOM else ""
         raise StorageError(f"cannot write '{path}': {reason}{room}") from error
 
 

@@ -1,14 +1,18 @@
 """A run directory survives torn files, hostile names and schemas of another day."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from epbench.cells import Cell
 from epbench.errors import RunError
 from epbench.layout import Layout
-from epbench.records import CellResult, EnvironmentRecord, RunRecord
+from epbench.records import CellResult, EnvironmentRecord, LaunchValue, RunRecord
+from epbench.runner.launched import LaunchRecord, find_launches, write_launch
 from epbench.store import CellEntry, RunDirectory, create_run, open_run, result_of, write_atomically
 
 CELL = Cell(layout=Layout(dp_shard=2, ep=2))
@@ -165,3 +169,59 @@ def test_events_are_lines(run: RunDirectory) -> None:
     run.event({"event": "two"})
     lines = (run.path / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["one", "two"]
+
+
+def every_record(run: RunDirectory) -> dict[str, tuple[Path, Callable[[], object]]]:
+    """Each kind of record of a run: its file, and how it is read."""
+    entry = CellEntry(order=0, cell=CELL)
+    run.write_cell(entry)
+    run.write_result(finished(entry))
+    launch = run.cell_path(CELL.id) / "launch-0"
+    record = LaunchRecord(
+        cell=CELL.id, kind="measure", index=0, order=1, environment="d", protocol="p", outcome="ok", reason=None,
+        elapsed_s=12.5, value=LaunchValue(index=0, order=1, step_s=0.25, steps=30),
+    )  # fmt: skip
+    write_launch(launch, record)
+    return {
+        "run.json": (run.path / "run.json", lambda: run.record),
+        "cell.json": (run.cell_path(CELL.id) / "cell.json", lambda: run.entries().get(CELL.id)),
+        "result.json": (run.cell_path(CELL.id) / "result.json", lambda: run.read_result(CELL.id)),
+        "launch.json": (
+            launch / "launch.json",
+            lambda: next(iter(find_launches(launch.parent, environment="d", protocol="p")), None),
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Callable[[], object]]]:
+    return every_record(create_run(tmp_path_factory.mktemp("records"), make_record(), ""))
+
+
+@pytest.mark.parametrize("name", ["run.json", "cell.json", "result.json", "launch.json"])
+@settings(max_examples=60)
+@given(st.data())
+def test_a_torn_or_changed_record_is_absent_or_the_same(
+    records: dict[str, tuple[Path, Callable[[], object]]], name: str, data: st.DataObject
+) -> None:
+    """Whatever prefix is left of a file, whatever byte changes: no other number is ever read from it."""
+    file, read = records[name]
+    whole, before = file.read_bytes(), read()
+    assert before is not None
+    place = data.draw(st.integers(0, len(whole) - 2), label="place")
+    byte = data.draw(st.none() | st.integers(0, 255), label="byte, or torn")
+    file.write_bytes(whole[:place] if byte is None else whole[:place] + bytes([byte]) + whole[place + 1 :])
+    try:
+        assert read() in (before, None)
+    except RunError as error:  # of run.json only: without it there is no run
+        assert name == "run.json"
+        assert "no readable run.json" in str(error) or "is damaged" in str(error)
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_record_without_a_digest_is_read(run: RunDirectory) -> None:
+    """As those of versions that wrote none."""
+    file = run.path / "run.json"
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "sha256"}))
+    assert run.record.name == "demo"

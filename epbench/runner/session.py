@@ -104,28 +104,27 @@ class Session:
                 while (need := self._needed(entry, number)) and not interrupt.seen:
                     if not self._affords(entry, need, progress):
                         return
-                    if not self._sitting.begun:
-                        self._begin(server, interrupt=interrupt, progress=progress)
-                        if interrupt.seen:
-                            return
+                    if not (self._sitting.begun or self._begin(server, interrupt=interrupt, progress=progress)):
+                        return
                     with self._watch.of("launches"):
                         self._launch(server, entry, need, interrupt=interrupt, progress=progress)
                 self.finish_if_complete(entry)
                 if interrupt.seen:
                     return
 
-    def _begin(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> None:
-        """All that comes before the first launch."""
+    def _begin(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> bool:
+        """All that comes before the first launch; False if Ctrl-C came before there was a fork server."""
         progress.does("importing torch, once for all launches")
         with self._watch.of("fork_server"):
             if not server.start(lambda: interrupt.seen):
-                return
+                return False
         progress.does("canary before the first launch")
         with self._watch.of("canary"):
             warnings = self._sitting.begin(server, lambda: interrupt.seen)
         _warn(progress, warnings)
         with self._watch.of("collectives_alone"):
             self._sweep(server, interrupt=interrupt, progress=progress)
+        return True
 
     def _sweep(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> None:
         """Collectives alone, on the groups of the cells to run, once; a failure is a warning."""
