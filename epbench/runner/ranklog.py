@@ -40,6 +40,10 @@ class RankLog:
             while line:  # a disk that is almost full takes a part of it
                 line = line[os.write(self._descriptor, line) :]
 
+    def close(self) -> None:
+        """Of a rank that lives on; an end of the process does it too."""
+        os.close(self._descriptor)
+
     def phase(self, name: str, **fields: Any) -> None:
         """This rank enters a phase."""
         assert name in PHASES, f"no phase is named {name}"

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from epbench.runner.host_memory import oom_kills
 from epbench.runner.outcome import Verdict, judge
-from epbench.runner.ranklog import Failure, RankState, RankTail
+from epbench.runner.ranklog import Failure, RankLog, RankState, RankTail
 from epbench.runner.victims import is_out_of_memory, is_secondary, requested_memory
 from epbench.runner.watch import LaunchEnd
 from tests.runner.conftest import make_spec
@@ -155,3 +157,27 @@ def test_victims_are_told_from_causes(kind: str, message: str, secondary: bool) 
 def test_want_of_memory_in_all_its_words(kind: str, message: str, size: int | None) -> None:
     assert is_out_of_memory(kind, message)
     assert requested_memory(message) == size
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 400), byte=st.none() | st.binary(min_size=1, max_size=12))
+def test_a_torn_or_damaged_rank_log_is_no_traceback(tmp_path: Path, place: int, byte: bytes | None) -> None:
+    """A torn last line is not there yet; a whole line that no rank writes is the machine's fault."""
+    spec = make_spec(tmp_path, "good")
+    for rank in range(2):
+        log = RankLog(spec.rank_log(rank))
+        log.phase("start", process_id=1, host="h")
+        log.beat("warmup", 0)
+        log.result("timing", {"steps_s": [0.25, float("nan")]})
+        log.phase("done")
+        log.close()
+    file = spec.rank_log(1)
+    whole = file.read_bytes()
+    place %= len(whole)
+    file.write_bytes(whole[:place] if byte is None else whole[:place] + byte + whole[place + len(byte) :])
+    tails = [RankTail(spec.rank_log(rank), rank) for rank in range(2)]
+    for tail in tails:
+        tail.poll()
+    verdict = judge(LaunchEnd(spec, elapsed_s=1.0, exit_code=0, tails=tails))
+    assert tails[1].damaged == verdict.unfit
+    assert verdict.outcome == ("ok" if tails[1].state.done and not tails[1].damaged else "crashed")

@@ -72,6 +72,16 @@ def test_the_same_work_is_timed_before_and_after(finished: tuple[Path, RunOutcom
     assert [event["when"] for event in events(finished[1].path, "canary")] == ["before", "after"]
 
 
+def test_the_time_of_a_run_is_accounted_for(finished: tuple[Path, RunOutcome]) -> None:
+    view = view_of(finished[1])
+    spent_s = view.run.sittings[0].spent_s
+    assert {"fork_server", "canary", "launches", "elsewhere"} <= set(spent_s)
+    assert min(spent_s.values()) >= 0
+    launched_s = sum(cell.elapsed_s or 0 for cell in view.cells)
+    assert 0 < launched_s <= spent_s["launches"]
+    assert {kind for cell in view.cells for kind in cell.phases_s} == {"verify", "measure"}
+
+
 def test_resume_of_a_complete_run_launches_nothing(finished: tuple[Path, RunOutcome]) -> None:
     scenario, outcome = finished
     before, launches = view_of(outcome), len(events(outcome.path, "launch"))
