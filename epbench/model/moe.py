@@ -18,7 +18,7 @@ from epbench.cells import ModelSpec
 from epbench.model.grouped import grouped_linear
 from epbench.model.layers import Move, identity, local
 from epbench.model.mlp import DenseMLP
-from epbench.model.permute import expand, inverse_of, permute
+from epbench.model.permute import expand, inverse_of, permute, stable_order
 from epbench.model.router import Router
 
 __all__ = [
@@ -84,9 +84,9 @@ def count(ids: Tensor, num_experts: int) -> Tensor:
     return torch.zeros(num_experts, dtype=torch.int64, device=ids.device).scatter_add_(0, flat, torch.ones_like(flat))
 
 
-def sort_by_expert(ids: Tensor) -> tuple[Tensor, Tensor]:
+def sort_by_expert(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """A stable order of the flattened ``ids`` by expert, and its inverse."""
-    order = ids.flatten().argsort(stable=True)
+    order = stable_order(ids.flatten(), num_experts)
     return order, inverse_of(order)
 
 
@@ -95,7 +95,7 @@ class LocalDispatcher:
 
     def dispatch(self, x_TD: Tensor, choice: Choice, scores_TK: Tensor, num_experts: int) -> Routed:
         """Sorts the copies by expert."""
-        order, inverse = sort_by_expert(choice.ids)
+        order, inverse = sort_by_expert(choice.ids, num_experts)
         offsets = count(choice.ids, num_experts).cumsum(0).to(torch.int32)
         return Routed(expand(x_TD, order, inverse), offsets, scores_TK, order, inverse, choice)
 

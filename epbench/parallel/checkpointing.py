@@ -42,7 +42,7 @@ def _kept() -> frozenset[Any]:
     kept = {getattr(aten, name).default for name in _ATTENTION if hasattr(aten, name)}
     kept.add(torch.ops.torch_attn._varlen_attn.default)
     communication = {ours.all_to_all.default, ours.all_to_all_even.default, ours.scatter_sequence.default}
-    choice = {aten.topk.default, ours.exchange_counts.default}
+    choice = {aten.topk.default, ours.exchange_counts.default, ours.await_splits.default}
     return frozenset(kept | communication | choice)
 
 

@@ -11,6 +11,7 @@ each other's.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -169,28 +170,68 @@ def all_to_all_even(x: Tensor, *, axis: Axis, purpose: str) -> Tensor:
 @torch.library.custom_op("epbench::exchange_counts", mutates_args=())
 def _exchange_counts(counts: Tensor, group: str, size: int, axis: str, phase: str) -> tuple[Tensor, Tensor]:
     process_group = _group(group)
-    received = torch.empty_like(counts)
-    with _label("all_to_all", "count_exchange", axis, phase, process_group, counts, received):
-        dist.all_to_all_single(received, counts, group=process_group)
-    by_rank = torch.stack([counts.view(size, -1).sum(1), received.view(size, -1).sum(1)])
-    return received.view(size, -1), by_rank.cpu()
+    both = torch.stack([counts, counts])
+    with _label("all_to_all", "count_exchange", axis, phase, process_group, counts, counts):
+        dist.all_to_all_single(both[1], counts, group=process_group)
+    return both, _on_its_way_to_the_host(both)
 
 
 @_exchange_counts.register_fake
 def _(counts: Tensor, group: str, size: int, axis: str, phase: str) -> tuple[Tensor, Tensor]:
-    received = counts.new_empty((size, counts.shape[0] // size))
-    return received, torch.empty((2, size), dtype=counts.dtype, device="cpu")
+    both = counts.new_empty((2, counts.shape[0]))
+    return both, torch.empty(both.shape, dtype=both.dtype, device="cpu")
+
+
+def _on_its_way_to_the_host(x: Tensor) -> Tensor:
+    """A copy of ``x`` in pinned memory, which is there once the copy stream is done."""
+    if x.device.type != "cuda":
+        return x.clone()
+    stream = _copy_stream(x.device)
+    stream.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(stream):
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        host.copy_(x, non_blocking=True)
+    x.record_stream(stream)
+    return host
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Carries nothing but these copies, so that waiting for it waits for no kernel that was queued meanwhile."""
+    return torch.cuda.Stream(device)
+
+
+@torch.library.custom_op("epbench::await_splits", mutates_args=())
+def _await_splits(on_its_way: Tensor, device_of: Tensor, size: int) -> Tensor:
+    if device_of.device.type == "cuda":
+        _copy_stream(device_of.device).synchronize()
+    return on_its_way.view(2, size, -1).sum(2)
+
+
+@_await_splits.register_fake
+def _(on_its_way: Tensor, device_of: Tensor, size: int) -> Tensor:
+    return on_its_way.new_empty((2, size))
 
 
 def exchange_counts(counts: Tensor, *, axis: Axis) -> tuple[Tensor, Tensor]:
-    """Tells every rank how many rows it will get, and this host how to split them.
+    """Tells every rank how many rows it will get, and starts to tell this host.
 
     ``counts`` [num_experts] int64: rows for each expert, experts in order of the rank that holds them. Returns
-    (received [axis.size, experts per rank] on the device, splits [2, axis.size] on the CPU). The copy of the
-    splits is the one place of a layer where the host waits for the device.
+    (both [2, num_experts] on the device: rows sent for each expert, and received from each rank for each local
+    expert; the same on its way to the host), which :func:`await_splits` waits for.
     """
-    received, splits = _exchange_counts(counts, axis.group, axis.size, axis.name, "forward")
-    return received, splits
+    both, on_its_way = _exchange_counts(counts, axis.group, axis.size, axis.name, "forward")
+    return both, on_its_way
+
+
+def await_splits(both: Tensor, on_its_way: Tensor, *, axis: Axis) -> Tensor:
+    """Splits [2, axis.size] int64 on the CPU: rows sent to and received from each rank.
+
+    The one place of a layer where the host waits for the device. It waits for the counts only: what is queued
+    between :func:`exchange_counts` and this keeps the device busy while the host wakes up.
+    """
+    splits: Tensor = _await_splits(on_its_way, both, axis.size)
+    return splits
 
 
 # ---------------------------------------------------------------- the sequence, gathered and reduce-scattered

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from epbench.model.moe import Choice, Routed, count, sort_by_expert
-from epbench.model.permute import expand, inverse_of, permute
-from epbench.parallel.communication import Axis, all_to_all, exchange_counts
+from epbench.model.permute import expand, inverse_of, permute, stable_order
+from epbench.parallel.communication import Axis, all_to_all, await_splits, exchange_counts
 
 __all__ = ["AllToAllDispatcher"]
 
@@ -19,7 +19,7 @@ def _regroup(received_NE: Tensor, num_rows: int) -> Tensor:
     segment_ends = received_NE.flatten().cumsum(0)
     row = torch.arange(num_rows, device=received_NE.device)
     segment = torch.searchsorted(segment_ends, row, right=True)
-    return (segment % received_NE.shape[1]).argsort(stable=True)
+    return stable_order(segment % received_NE.shape[1], received_NE.shape[1])
 
 
 class AllToAllDispatcher:
@@ -30,13 +30,16 @@ class AllToAllDispatcher:
 
     def dispatch(self, x_TD: Tensor, choice: Choice, scores_TK: Tensor, num_experts: int) -> Routed:
         """Own token copies to their experts' ranks; ``state`` is (splits on the CPU, regrouping and its inverse)."""
-        order, inverse = sort_by_expert(choice.ids)
-        received, splits = choice.counts or exchange_counts(count(choice.ids, num_experts), axis=self.axis)
-        rows = all_to_all(expand(x_TD, order, inverse), splits, axis=self.axis, purpose="dispatch")
+        counts = choice.counts or exchange_counts(count(choice.ids, num_experts), axis=self.axis)
+        order, inverse = sort_by_expert(choice.ids, num_experts)
+        copies = expand(x_TD, order, inverse)
+        splits = await_splits(*counts, axis=self.axis)
+        rows = all_to_all(copies, splits, axis=self.axis, purpose="dispatch")
+        received = counts[0][1].view(self.axis.size, -1)
         regroup = _regroup(received, rows.shape[0])
         back = inverse_of(regroup)
         offsets = received.sum(0).cumsum(0).to(torch.int32)
-        choice = Choice(choice.ids, (received, splits))
+        choice = Choice(choice.ids, counts)
         state = (splits, regroup, back)
         return Routed(permute(rows, regroup, back), offsets, scores_TK, order, inverse, choice, state)
 

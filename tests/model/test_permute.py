@@ -68,10 +68,19 @@ def test_the_ops_are_what_they_tell_the_compiler(rows: Tensor) -> None:
     torch.library.opcheck(torch.ops.epbench.expand.default, (rows.clone().requires_grad_(), twice, inverse_of(twice)))
 
 
-@pytest.mark.parametrize("ids", [[[2, 0], [0, 1], [2, 1]], [[1, 1], [1, 1]], [[3, 2]]])
-def test_sorting_is_by_expert_and_keeps_the_order_of_tokens(ids: list[list[int]]) -> None:
+@pytest.mark.parametrize(
+    ("ids", "num_experts"),
+    [
+        ([[2, 0], [0, 1], [2, 1]], 3),
+        ([[1, 1], [1, 1]], 2),
+        ([[3, 2]], 4),
+        ([[32767, 0], [5, 32767]], 2**15),
+        ([[32768, 0], [5, 32769]], 32770),
+    ],
+)
+def test_sorting_is_by_expert_and_keeps_the_order_of_tokens(ids: list[list[int]], num_experts: int) -> None:
     flat = [expert for row in ids for expert in row]
-    order, inverse = sort_by_expert(torch.tensor(ids))
+    order, inverse = sort_by_expert(torch.tensor(ids), num_experts)
     assert order.tolist() == sorted(range(len(flat)), key=lambda row: flat[row])
     assert inverse[order].tolist() == list(range(len(flat)))
 

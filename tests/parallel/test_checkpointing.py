@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from epbench.cells import Cell, Mode, ModelSpec, TrainSpec
 from epbench.labels import CommLabel
 from epbench.layout import Layout
-from epbench.measure.memory import memory_pass, resident_bytes
+from epbench.measure.memory import memory_pass
+from epbench.measure.memory_events import cpu_storages
 from epbench.stacks.data import batches
 from epbench.stacks.protocol import World
 from epbench.stacks.qwen3_moe import Qwen3MoeStep, build
@@ -145,7 +146,7 @@ def _residents(cell: Cell) -> tuple[int, int]:
         step.run(data[number % 5])
         if number in (5, 50):
             gc.collect()
-            after[number] = resident_bytes()
+            after[number] = sum(cpu_storages().values())
     return after[5], after[50]
 
 
@@ -168,7 +169,7 @@ def _peaks() -> list[int]:
     for kind in KINDS:
         cell = _cell(Layout(dp_shard=2, ep=2), kind, model=model, seq_len=512)
         step, world = _built(cell)
-        peaks.append(memory_pass(step, batches(cell, 1, CPU)[0], world).activations)
+        peaks.append(memory_pass(step, batches(cell, 1, CPU)[0], world).memory.memory_bytes.activations)
     return peaks
 
 

@@ -17,6 +17,7 @@ from epbench.parallel.communication import (
     Axis,
     all_to_all,
     all_to_all_even,
+    await_splits,
     exchange_counts,
     gather_sequence,
     scatter_sequence,
@@ -100,8 +101,10 @@ def _check_even_and_counts() -> None:
     assert x.grad[:, 0, 0].tolist() == [1, 2, 3, 4], "the gradient of a chunk is the factor of whoever got it"
 
     per_expert = torch.tensor([[target + 1, 10 * axis.rank] for target in range(WORLD)]).flatten()
-    received, splits = exchange_counts(per_expert, axis=axis)
-    assert received.tolist() == [[axis.rank + 1, 10 * source] for source in range(WORLD)]
+    both, on_its_way = exchange_counts(per_expert, axis=axis)
+    assert both[0].tolist() == per_expert.tolist()
+    assert both[1].view(WORLD, -1).tolist() == [[axis.rank + 1, 10 * source] for source in range(WORLD)]
+    splits = await_splits(both, on_its_way, axis=axis)
     assert splits.tolist() == [
         [target + 1 + 10 * axis.rank for target in range(WORLD)],
         [axis.rank + 1 + 10 * source for source in range(WORLD)],
