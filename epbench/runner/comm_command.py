@@ -15,9 +15,9 @@ from epbench.layout import Layout
 from epbench.provenance import choose_device, describe_environment
 from epbench.records import RunRecord, Sitting
 from epbench.runner.comm import CommLog, partitions_of
+from epbench.runner.interrupt import Interrupt
 from epbench.runner.launch import EXIT_CELLS, EXIT_INTERRUPTED
 from epbench.runner.server import ForkServer, launch_variables
-from epbench.runner.session import Interrupt
 from epbench.store import create_run
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _sweep(log: CommLog, layouts: Sequence[Layout], variables: Mapping[str, str]
     """Whether Ctrl-C ended it, and what was said; the second Ctrl-C arrives as an exception."""
     try:
         with ForkServer(variables, log.path / "server.log") as server, Interrupt() as interrupt:
-            said = log.sweep(layouts, server, lambda: interrupt.seen)
+            started = server.start(lambda: interrupt.seen)
+            said = log.sweep(layouts, server, lambda: interrupt.seen) if started else []
             return interrupt.seen, said
     except KeyboardInterrupt:
         return True, []

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,19 +168,28 @@ def test_a_cells_rows_stand_beside_the_sweep() -> None:
 # ---------------------------------------------------------------- epbench comm
 
 
+@pytest.fixture
+def _no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a directory of its own, without a fork server: no launch of these tests is real."""
+    monkeypatch.chdir(tmp_path)
+    server = SimpleNamespace(start=lambda _: True)
+    monkeypatch.setattr("epbench.runner.comm_command.ForkServer", lambda *_: nullcontext(server))
+
+
 def comm(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["comm", *arguments])
 
 
-def test_nothing_to_sweep_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("_no_server")
+def test_nothing_to_sweep_is_a_sentence(tmp_path: Path) -> None:
     result = comm(QUICK, "--device", "cpu", "--only", "nothing-*")
     assert result.exit_code == 2
     assert result.stderr == "epbench: nothing to sweep: no cell that --only 'nothing-*' fits has more than one rank\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_command_sweeps_every_partition_of_the_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_no_server")
+def test_command_sweeps_every_partition_of_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launch is a fake; its figures stand in the JSON, and the directory in the last line."""
 
     def only_run() -> Path:
@@ -194,7 +204,6 @@ def test_command_sweeps_every_partition_of_the_scenario(tmp_path: Path, monkeypa
         log.record = CommRecord(environment="e", device="cpu", dtype="fp32", data="zeros", swept=known)
         return ["a link is slow"]
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(CommLog, "_launch", launched)
     result = comm(QUICK, "--device", "cpu", "--json")
     assert result.exit_code == 0
@@ -211,9 +220,20 @@ def test_command_sweeps_every_partition_of_the_scenario(tmp_path: Path, monkeypa
     assert open_run(path).record.name == "quick-comm"
 
 
-def test_command_whose_launch_fails_exits_5(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("_no_server")
+def test_command_whose_launch_fails_exits_5(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CommLog, "_launch", lambda *_: ["it crashed"])
     result = comm(QUICK, "--device", "cpu")
     assert result.exit_code == 5
     assert "warning: it crashed" in result.stderr
+
+
+@pytest.mark.usefixtures("_no_server")
+def test_command_that_is_interrupted_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(*_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CommLog, "_launch", twice)
+    result = comm(QUICK, "--device", "cpu")
+    assert result.exit_code == 130
+    assert result.stdout.startswith("Nothing was measured.\n")
