@@ -33,11 +33,27 @@ class Outlook:
     left: Left | None = None  # for all of those; None: nothing is ahead, or it is not known yet
     step: Interval | None = None  # seconds: what the valid launches of the current cell say
     launches: int = 0  # behind ``step``
+    running_s: float = 0.0  # of what is left, how long the running launch is expected to take
 
     @property
     def fraction(self) -> float:
         """Of the launches, 0 to 1."""
         return self.done / max(1, self.done + self.ahead)
+
+    @property
+    def count(self) -> str:
+        """``12/36``; nothing before there is anything to count."""
+        return f"{self.done}/{self.done + self.ahead}" if self.done + self.ahead else ""
+
+    def eta(self, elapsed_s: float = 0.0) -> str:
+        """``ETA 12 min``, nothing while nothing is known; ``elapsed_s`` of the running launch have gone by.
+
+        A launch that takes longer than expected takes nothing away from those behind it.
+        """
+        if self.left is None:
+            return ""
+        seconds = self.left.seconds - min(elapsed_s, self.running_s)
+        return f"ETA {'at most ' if self.left.at_most else ''}{_duration(seconds)}"
 
 
 class Progress(Protocol):
@@ -110,13 +126,6 @@ def _count(launches: int) -> str:
     return f"{launches} launch" + ("es" if launches > 1 else "") if launches else ""
 
 
-def _eta(left: Left | None, elapsed_s: float = 0.0) -> str:
-    """``ETA 12 min``, of which ``elapsed_s`` have gone by; nothing while nothing is known."""
-    if left is None:
-        return ""
-    return f"ETA {'at most ' if left.at_most else ''}{_duration(max(0.0, left.seconds - elapsed_s))}"
-
-
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
@@ -169,8 +178,8 @@ class _Lines:
     def ends(self, record: LaunchRecord, outlook: Outlook, gpus: str = "") -> None:
         known = record.kind == "measure" and outlook.launches > 1
         measured = f"{_estimate(outlook)}, {_count(outlook.launches)}" if known else ""
-        parts = [_summary(record), measured, gpus, _eta(outlook.left)]
-        self.say(f"[{outlook.done}/{outlook.done + outlook.ahead}] {'; '.join(filter(None, parts))}")
+        parts = [_summary(record), measured, gpus, outlook.eta()]
+        self.say(f"[{outlook.count}] {'; '.join(filter(None, parts))}")
 
 
 # ---------------------------------------------------------------- a terminal
@@ -230,10 +239,10 @@ class _Bar:
     def _lines(self, width: int) -> list[str]:
         """The bar, how far it is and for how long; then the launch; each line at most ``width - 1`` columns."""
         outlook, room = self._outlook, width - 1  # a full last column would wrap on some terminals
-        count = f"{outlook.done}/{outlook.done + outlook.ahead}"
-        elapsed = _clock(self._clock() - self._began_s)
-        numbers = [count, elapsed, _eta(outlook.left, self._clock() - self._launched_s)]
-        bar = _drawn_bar(outlook.fraction, room - len(_APART.join(filter(None, numbers))) - len(_APART))
+        now_s = self._clock()
+        numbers = [outlook.count, _clock(now_s - self._began_s), outlook.eta(now_s - self._launched_s)]
+        rest = len(_APART.join(["", *filter(None, numbers)]))
+        bar = _drawn_bar(outlook.fraction, room - rest) if outlook.count else ""
         launch = [self._cell, self._launch, self._place, _estimate(outlook), _count(outlook.launches), self._gpus]
         return packed_lines([bar, *numbers], room) + packed_lines(launch, room)
 

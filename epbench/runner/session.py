@@ -152,7 +152,8 @@ class Session:
     ) -> None:
         spec = self._spec(entry, need)
         shutil.rmtree(spec.directory, ignore_errors=True)
-        progress.starts(spec, self._outlook(entry))
+        expected = self._durations.estimate(Ahead(entry.cell, need.kind, first=need.detailed))
+        progress.starts(spec, self._outlook(entry, running_s=expected.seconds if expected else 0.0))
         gpus = self._gpus[: spec.cell.world_size]
         before = memory_in_use(self._nvml, gpus)
         with sampling(self._nvml, gpus if self._measure.telemetry else (), spec.directory) as sampler:
@@ -178,7 +179,7 @@ class Session:
         if verdict.outcome != "ok":
             wait_until_free(self._nvml, before)
 
-    def _outlook(self, entry: CellEntry) -> Outlook:
+    def _outlook(self, entry: CellEntry, *, running_s: float = 0.0) -> Outlook:
         """How far the sitting is, and what is known of the cell that it works on."""
         ahead = [one for other in self._todo for one in self._ahead(other)]
         values = [launch.value.step_s for launch in self._launches(entry) if launch.valid and launch.value]
@@ -187,6 +188,7 @@ class Session:
             done=self._done,
             ahead=len(ahead),
             left=self._durations.total(ahead),
+            running_s=running_s,
             step=launch_interval(steps_s),
             launches=len(steps_s),
         )

@@ -12,7 +12,8 @@ from textwrap import dedent
 
 import pytest
 
-from epbench.runner.progress import make_progress, packed_lines
+from epbench.runner.forecast import Left
+from epbench.runner.progress import Outlook, make_progress, packed_lines
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = dedent("""
@@ -117,7 +118,7 @@ class Terminal:
     def __init__(self, columns: int, **changes: str) -> None:
         ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        self.columns, self._ours = columns, ours
+        self._ours = ours
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, "frozen"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=theirs, env=environment(**changes),
@@ -128,7 +129,9 @@ class Terminal:
         """What stood there while a launch ran, what was written by the end, and standard output."""
         frozen = self._until(b"\a")
         out, _ = self._process.communicate()
-        return frozen, frozen + self._until(None), out
+        whole = frozen + self._until(None)
+        os.close(self._ours)
+        return frozen, whole, out
 
     def _until(self, mark: bytes | None) -> str:
         """What arrives up to the mark, or to the end."""
@@ -137,7 +140,7 @@ class Terminal:
             while mark is None or mark not in found:
                 found += os.read(self._ours, 1 << 16)
         except OSError:  # how Linux says that nobody holds the other end
-            os.close(self._ours)
+            pass
         return found.decode().replace("\a", "")
 
 
@@ -167,6 +170,20 @@ def test_a_terminal_shows_where_the_run_stands(columns: int, drawn: str, coloure
 def test_a_terminal_that_cannot_be_redrawn_gets_plain_lines() -> None:
     _, dumb, _ = Terminal(200, TERM="dumb").read()
     assert dumb.replace("\r\n", "\n") == LINES
+
+
+@pytest.mark.parametrize(
+    ("outlook", "elapsed_s", "eta"),
+    [
+        (Outlook(3, 2, Left(100.0), running_s=40.0), 0.0, "ETA 2 min"),
+        (Outlook(3, 2, Left(100.0), running_s=40.0), 30.0, "ETA 70 s"),
+        (Outlook(3, 2, Left(100.0), running_s=40.0), 500.0, "ETA 60 s"),  # late, and the next one is still to come
+        (Outlook(3, 2, Left(7200.0, at_most=True)), 500.0, "ETA at most 2 h 00 min"),
+        (Outlook(3, 2), 10.0, ""),
+    ],
+)
+def test_a_late_launch_takes_nothing_from_those_behind_it(outlook: Outlook, elapsed_s: float, eta: str) -> None:
+    assert outlook.eta(elapsed_s) == eta
 
 
 @pytest.mark.parametrize(
