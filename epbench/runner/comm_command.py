@@ -70,6 +70,8 @@ def sweep_scenario(scenario: "Scenario", options: CommOptions) -> CommOutcome:
         sittings=[Sitting(started=now, checks=checks, warnings=warnings)],
     )
     log = CommLog(create_run(options.reports_dir, record, scenario.text), scenario.measure, environment)
+    count = len(partitions_of(layouts))
+    print(f"{log.path}: {count} sets of groups to sweep on {device} ({reason})", file=sys.stderr, flush=True)
     interrupted, said = _sweep(log, layouts, variables)
     known = {one.partition.groups for one in log.swept}
     complete = all(partition.groups in known for partition in partitions_of(layouts))

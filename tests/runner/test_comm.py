@@ -210,6 +210,7 @@ def test_command_sweeps_every_partition_of_the_scenario(monkeypatch: pytest.Monk
     assert {one.groups for one in asked} == {((0, 1, 2, 3),), ((0, 1), (2, 3)), ((0, 2), (1, 3))}
     assert CommRecord.model_validate_json(result.stdout).protocol == PROTOCOL_VERSION
     assert result.stderr.splitlines() == [
+        f"{only_run()}: 3 sets of groups to sweep on cpu (asked for)",
         "warning: a link is slow",
         f"kept in {only_run()}",
         f"next: epbench run {QUICK}",
