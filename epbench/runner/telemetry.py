@@ -4,10 +4,12 @@ A step time is worth nothing if the GPU was too hot for its clock. So a launch i
 slowed down by heat or by hardware is invalid, and the record says which, by what and for how long. Energy is that
 of the driver's own counter, not of power readings, which are averages over up to a second.
 
-The ranks' lines carry the host's clock and the samples carry the same, which is how the window is found. A tick
-asks every GPU ten questions; the pause between ticks is 0.2 s, or as much more as keeps the thread below 0.5 % of
-one core (``cost`` in the record says what it was). Memory and ``telemetry.jsonl`` are bounded: at 4096 ticks every
-other one is dropped and the pause doubled, so an hour is seen as coarsely as it must be.
+The ranks' lines carry the host's clock and the samples carry the same, which is how the window is found. Clocks,
+power, heat and reasons take microseconds, so they are asked for every 0.2 s. Counters do not (on an H200 the energy
+takes 4.5 ms of CPU time, a violation 0.9 ms), so a tick asks for them only as often as keeps them below 0.5 % of one
+core; a counter's rise over the window is interpolated. ``cost`` in the record says what it all was. Memory and
+``telemetry.jsonl`` are bounded: at 4096 ticks every other one is dropped and the pause doubled, so an hour is seen as
+coarsely as it must be.
 """
 
 import json
@@ -41,7 +43,7 @@ __all__ = [
 
 FILE = "telemetry.jsonl"
 INTERVAL_S = 0.2
-COST = 0.005  # share of one core that sampling may take
+COST = 0.005  # share of one core that gauges may take, and counters as much again
 MOST_TICKS = 4096
 RECENT_TICKS = 50  # what is shown of a running launch: some ten seconds
 
@@ -59,7 +61,8 @@ _COUNTERS: Mapping[str, tuple[str, float]] = {
     "thermal_violation_s": ("thermal_violation", 1e9),
     "energy_j": ("energy", 1e3),
 }
-_QUESTIONS = ("reasons", *(what for what, _ in (*_GAUGES.values(), *_COUNTERS.values())))
+_OFTEN = ("reasons", *(what for what, _ in _GAUGES.values()))
+_QUESTIONS = (*_OFTEN, *(what for what, _ in _COUNTERS.values()))
 
 Window = tuple[float, float]
 
@@ -88,45 +91,65 @@ class History:
         return f"the driver lost {names}" if names else None
 
 
+def _has_counters(tick: Tick) -> bool:
+    return any(what in answers for answers in tick.gpus.values() for what, _ in _COUNTERS.values())
+
+
 class Sampler:
     """Asks some GPUs again and again. Not thread-safe: one thread samples, and is joined before others read."""
 
     def __init__(self, nvml: Nvml, gpus: Sequence[str]) -> None:
         self._nvml = nvml
         self._gpus = list(gpus)
-        self._answered: dict[str, tuple[str, ...]] = dict.fromkeys(gpus, _QUESTIONS)
+        self._mute: dict[str, set[str]] = {gpu: set() for gpu in gpus}  # what the driver cannot answer
         self._ticks: list[Tick] = []
         self._lost: list[str] = []
         self._interval_s = INTERVAL_S
-        self._last_busy_s = self._busy_s = 0.0
-        self._started = time.monotonic()
+        self._busy_s = self._gauges_s = self._counters_s = 0.0
+        self._started = self._counted = time.monotonic()
 
     @property
     def pause_s(self) -> float:
         """How long to wait until the next tick."""
-        return max(self._interval_s, self._last_busy_s / COST)
+        return max(self._interval_s, self._gauges_s / COST)
 
-    def sample(self) -> None:
-        """One tick."""
+    @property
+    def counters_due(self) -> bool:
+        """Whether the next tick can afford the counters."""
+        return time.monotonic() - self._counted >= self._counters_s / COST
+
+    def sample(self, *, counters: bool = True) -> None:
+        """One tick, with the counters or without them."""
         began = time.thread_time()
-        self._ticks.append(Tick(time.time(), {gpu: found for gpu in self._gpus if (found := self._read(gpu))}))
+        asked = _QUESTIONS if counters else _OFTEN
+        self._ticks.append(Tick(time.time(), {gpu: found for gpu in self._gpus if (found := self._read(gpu, asked))}))
         if len(self._ticks) >= MOST_TICKS:
-            del self._ticks[1::2]
-            self._interval_s *= 2
-        self._last_busy_s = time.thread_time() - began
-        self._busy_s += self._last_busy_s
+            self._thin_out()
+        busy_s = time.thread_time() - began
+        self._busy_s += busy_s
+        if counters:
+            self._counters_s, self._counted = busy_s, time.monotonic()
+        else:
+            self._gauges_s = busy_s
 
-    def _read(self, gpu: str) -> dict[str, int]:
+    def _thin_out(self) -> None:
+        """Forget every other tick, of those with counters and of those without."""
+        counted = [tick for tick in self._ticks if _has_counters(tick)]
+        others = [tick for tick in self._ticks if not _has_counters(tick)]
+        self._ticks = sorted([*counted[::2], *others[::2]], key=lambda tick: tick.time_s)
+        self._interval_s *= 2
+
+    def _read(self, gpu: str, asked: Sequence[str]) -> dict[str, int]:
         """What one GPU answers now; what it could not answer is not asked again, nor is a GPU that is lost."""
         if gpu in self._lost:
             return {}
         try:
-            found = {what: self._nvml.ask(what, gpu) for what in self._answered[gpu]}
+            found = {what: self._nvml.ask(what, gpu) for what in asked if what not in self._mute[gpu]}
         except GpuLostError:
             self._lost.append(gpu)
             return {}
         known = {what: value for what, value in found.items() if value is not None}
-        self._answered[gpu] = tuple(known)
+        self._mute[gpu] |= found.keys() - known.keys()
         return known
 
     @property
@@ -161,7 +184,7 @@ def sampling(nvml: Nvml | None, gpus: Sequence[str], directory: Path) -> Iterato
 def _sample_until(sampler: Sampler, stop: threading.Event) -> None:
     sampler.sample()
     while not stop.wait(sampler.pause_s):
-        sampler.sample()
+        sampler.sample(counters=sampler.counters_due)
     sampler.sample()
 
 

@@ -156,14 +156,29 @@ def test_a_long_launch_is_thinned_and_a_slow_driver_is_asked_less(monkeypatch: p
     monkeypatch.setattr(time, "thread_time", lambda: next(clock) * 0.002)
     sampler = Sampler(FakeNvml(a=[{"reasons": 0}]), ["a"])
     for _ in range(7):
-        sampler.sample()
+        sampler.sample(counters=False)
     assert sampler.pause_s == pytest.approx(0.4)  # 2 ms a tick at 0.5 % of a core
-    sampler.sample()
+    sampler.sample(counters=False)
     assert len(sampler.history.ticks) == 4
     for _ in range(4):
-        sampler.sample()
+        sampler.sample(counters=False)
     assert len(sampler.history.ticks) == 4
     assert sampler.pause_s == pytest.approx(0.8)
+
+
+def test_slow_counters_do_not_keep_a_throttle_from_being_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, now = iter([0.0, 0.010, 0.010, 0.011]), [100.0]
+    monkeypatch.setattr(time, "thread_time", lambda: next(busy))
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    sampler = Sampler(FakeNvml(a=[{"reasons": HW, "energy": 1}]), ["a"])
+    sampler.sample()
+    assert sampler.pause_s == telemetry.INTERVAL_S
+    sampler.sample(counters=False)
+    now[0] = 101.9
+    assert not sampler.counters_due  # 10 ms of counters are 0.5 % of two seconds
+    now[0] = 102.1
+    assert sampler.counters_due
+    assert [sorted(tick.gpus["a"]) for tick in sampler.history.ticks] == [["energy", "reasons"], ["reasons"]]
 
 
 def test_a_crash_on_a_lost_gpu_names_it_first(tmp_path: Path) -> None:
