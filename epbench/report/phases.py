@@ -10,7 +10,7 @@ from epbench.report.text import UNKNOWN, percent
 
 __all__ = ["phases_table", "render_phases"]
 
-_KINDS = {"verify": "Verification, seconds of a launch", "measure": "Measured launches, median seconds of one"}
+_KINDS = {"verify": "Verification, seconds of a launch", "measure": "Measured launches, median seconds of one of n"}
 _ORDER = (
     "start_up",
     "verify_reference",
@@ -39,13 +39,13 @@ def render_phases(view: RunView) -> str:
 
 
 def phases_table(compared: Compared, kind: str) -> Table | None:
-    """One row a cell, then each phase's share of all cells' launches; None if no cell was launched in this way."""
+    """One row a cell with its n launches, then each phase's share of all of them; None if no cell was launched so."""
     cells = [cell for cell in compared.view.cells if cell.phases_s.get(kind)]
     if not cells:
         return None
     phases = _in_order({phase for cell in cells for phase in cell.phases_s[kind]})
     rows = [_row(compared.naming.full(cell), cell, kind, phases) for cell in cells]
-    titles = ("cell", "launches", *(phase.removeprefix("verify_").replace("_", " ") for phase in phases), "sum")
+    titles = ("cell", "n", *(phase.removeprefix("verify_").replace("_", " ") for phase in phases), "sum")
     numbers = (False, *(True for _ in titles[1:]))
     return Table(titles, (*rows, _shares(cells, kind, phases)), numbers)
 

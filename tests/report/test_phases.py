@@ -25,7 +25,7 @@ def texts(kind: str) -> list[list[str]]:
 def test_cells_stand_with_their_phases_in_the_order_of_a_launch() -> None:
     titles, eager, compiled, shares = texts("measure")
     passed = ["build", "compile", "warmup", "timing", "memory", "teardown", "analysis", "new"]
-    assert titles == ["cell", "launches", "start up", *passed, "sum"]
+    assert titles == ["cell", "n", "start up", *passed, "sum"]
     assert eager == [
         "dp4 eager",
         "3",
@@ -48,7 +48,7 @@ def test_cells_stand_with_their_phases_in_the_order_of_a_launch() -> None:
 
 def test_the_stages_of_a_verification_have_their_own_table() -> None:
     titles, row, shares = texts("verify")
-    assert titles == ["cell", "launches", "start up", "reference", "layout", "teardown", "analysis", "sum"]
+    assert titles == ["cell", "n", "start up", "reference", "layout", "teardown", "analysis", "sum"]
     assert row == ["dp4 eager", "1", "1.00", "2.00", "5.00", "0.50", "0.00", "8.50"]
     assert shares[4] == "58.8 %"
 
