@@ -12,7 +12,7 @@ from pathlib import Path
 
 from epbench.errors import StorageError
 
-__all__ = ["IMPOSSIBLE_PATH", "NO_ROOM", "append_line", "replace_file", "write_atomically", "writing"]
+__all__ = ["IMPOSSIBLE_PATH", "NO_ROOM", "append_line", "replace_file", "room", "write_atomically", "writing"]
 
 IMPOSSIBLE_PATH = frozenset({errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -26,11 +26,11 @@ def writing(path: Path, *, num_bytes: int | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        room = _room(path, num_bytes) if error.errno in NO_ROOM else ""
-        raise StorageError(f"cannot write '{path}': {reason}{room}") from error
+        free = room(path, num_bytes) if error.errno in NO_ROOM else ""
+        raise StorageError(f"cannot write '{path}': {reason}{free}") from error
 
 
-def _room(path: Path, num_bytes: int | None) -> str:
+def room(path: Path, num_bytes: int | None = None) -> str:
     """How much is free where ``path`` is to lie, as far as can be told, and how much was wanted."""
     wanted = "" if num_bytes is None else f", {_size(num_bytes)} wanted"
     for place in (path, *path.parents):

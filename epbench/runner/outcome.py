@@ -23,6 +23,7 @@ from epbench.runner.victims import (
 )
 from epbench.runner.watch import LaunchEnd
 from epbench.store import read_json
+from epbench.writing import room
 
 __all__ = ["Verdict", "judge", "require_fit"]
 
@@ -83,7 +84,8 @@ def judge(end: LaunchEnd) -> Verdict:
 def require_fit(verdict: Verdict, launch: Path) -> None:
     """Raises UnfitMachineError if the machine is to blame for how a launch ended: its cell is not judged by it."""
     if verdict.unfit:
-        raise UnfitMachineError(f"{verdict.reason} (launch '{launch}')")
+        where = "" if str(launch) in (verdict.reason or "") else f" in '{launch}'"
+        raise UnfitMachineError(f"{verdict.reason}{where}")
 
 
 def _unwritable(end: LaunchEnd, failed: Sequence[_Failed]) -> Verdict | None:
@@ -95,10 +97,12 @@ def _unwritable(end: LaunchEnd, failed: Sequence[_Failed]) -> Verdict | None:
     for rank, code in _exit_codes(end).items():
         if code == EXIT_UNWRITABLE:
             state = end.ranks[rank]
-            what = f"rank {rank} could not write '{end.spec.rank_log(rank)}' during {state.phase}"
+            path = end.spec.rank_log(rank)
+            what = f"rank {rank} could not write '{path}' during {state.phase}{room(path)}"
             return Verdict("crashed", what, unfit=True)
     if end.exit_code == EXIT_UNWRITABLE:
-        return Verdict("crashed", f"ranks could not write to '{end.spec.directory}'", unfit=True)
+        where = end.spec.directory
+        return Verdict("crashed", f"ranks could not write to '{where}'{room(where)}", unfit=True)
     return None
 
 

@@ -10,9 +10,12 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,8 +25,11 @@ from epbench.report.build import write_report
 from epbench.runner.launch import RunOutcome
 from epbench.runner.processes import descendants
 from epbench.runner.server import ForkServer
+from epbench.runner.spec import LaunchSpec
 from epbench.runner.telemetry import sampling
-from tests.runner.conftest import lend, steady
+from epbench.runner.watch import LaunchEnd, watch_launch
+from epbench.store import open_run
+from tests.runner.conftest import ROOT, lend, steady, variables_of_tests
 from tests.runner.fake_nvml import FakeNvml
 from tests.runner.runs import cells_of, events, gone, planned, run, temporary_files, write_scenario
 
@@ -87,11 +93,20 @@ HANGS = [
 ]
 
 
+def hurry(server: ForkServer, spec: LaunchSpec, **options: Any) -> LaunchEnd:
+    measure = spec.measure.model_copy(update={"launch_timeout_s": 0.01})
+    return watch_launch(server, spec.model_copy(update={"measure": measure}), **options)
+
+
 def run_all(scenario: Path, server: ForkServer) -> RunOutcome:
-    """A run of every cell; nothing of it is left below this process but the server that was lent."""
+    """A run of every cell; nothing of it is left below this process but the server that was lent.
+
+    Its canaries are not given the time that they need.
+    """
     with pytest.MonkeyPatch.context() as patch:
         steady(patch)
         lend(patch, server)
+        patch.setattr("epbench.runner.sitting.watch_launch", hurry)
         found = planned(scenario)
         outcome = run(scenario, resume=found.path)
         assert set(descendants(os.getpid())) <= {server.process_id}
@@ -104,7 +119,13 @@ def outcomes(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> di
     found: dict[str, RunOutcome] = {}
     for faults, timeout_s in ((QUICK, 60), (HANGS, SILENT_S)):
         stacks = [fault.stack for fault in faults] + ["verifiable"] * (faults is QUICK)
-        scenario = write_scenario(tmp_path_factory.mktemp("faults"), stacks, launches=1, progress_timeout_s=timeout_s)
+        scenario = write_scenario(
+            tmp_path_factory.mktemp("faults"),
+            stacks,
+            launches=1,
+            canary=faults is QUICK,
+            progress_timeout_s=timeout_s,
+        )
         found |= dict.fromkeys(stacks, run_all(scenario, server))
     return found
 
@@ -134,6 +155,16 @@ def ranks_of(cell: Path) -> list[int]:
 
 def test_the_launch_after_faults_is_not_disturbed(outcomes: dict[str, RunOutcome]) -> None:
     assert cells_of(outcomes["verifiable"].path)["verifiable"].outcome == "ok"
+
+
+def test_a_canary_that_fails_is_a_warning(outcomes: dict[str, RunOutcome]) -> None:
+    (sitting,) = open_run(outcomes["verifiable"].path).record.sittings
+    for canary in (sitting.canary_before, sitting.canary_after):
+        assert canary is not None
+        assert canary.outcome == "timeout"
+    first, second = sitting.warnings
+    assert first.startswith("a canary timeout: not done after 0.01 s; ")
+    assert second.startswith("a canary timeout: not done after 0.01 s; ")
 
 
 @pytest.fixture
@@ -175,7 +206,7 @@ def test_what_the_machine_is_to_blame_for_ends_the_run_and_not_the_cell(
 ) -> None:
     scenario = write_scenario(tmp_path, [stack], launches=1)
     started = planned(scenario)
-    with pytest.raises(UnfitMachineError, match=f"{sentence} .*go on with: epbench run .* --resume ") as raised:
+    with pytest.raises(UnfitMachineError, match=f"{sentence}.*; .*go on with: epbench run .* --resume ") as raised:
         run(scenario, resume=started.path)
     assert raised.value.exit_code == 6
     assert cells_of(started.path)[stack].outcome is None
@@ -246,6 +277,26 @@ def test_events_go_to_a_full_disk_and_on_when_there_is_room(tmp_path: Path) -> N
     torn, whole = log.read_text().splitlines()
     assert torn == '{"event": "to'
     assert json.loads(whole)["event"] == "resumed"
+
+
+def test_a_file_system_that_is_really_full(tmp_path: Path) -> None:
+    """16 KiB hold a run's own files and not all of its cells'."""
+    scenario, small = write_scenario(tmp_path, ["verifiable"]), tmp_path / "small"
+    small.mkdir()
+    mount = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    script = 'mount -t tmpfs -o size=16k none "$1" && exec "$2" -m epbench run "$3" --reports-dir "$1"'
+    if subprocess.run([*mount, 'mount -t tmpfs none "$1"', "sh", small], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount a small file system; the other tests of disks need none")
+    done = subprocess.run(
+        [*mount, script, "sh", small, sys.executable, scenario],
+        env=variables_of_tests(), cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 6
+    assert re.fullmatch(
+        r"epbench: cannot write '.*cell\.json': No space left on device \(0 B free, .* KiB wanted\); "
+        r"what is finished is kept, go on with: epbench run .* --resume .*\n",
+        done.stderr,
+    )
 
 
 @pytest.mark.usefixtures("lent")
