@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from epbench.cells import Cell, ModelSpec, TrainSpec
 from epbench.layout import Layout, legal_layouts, violations
+from epbench.parallel.compilation import compile_backend
 from epbench.records import VerifyRecord
 from epbench.runner.verify import verify_cell
 from epbench.stacks.protocol import World
@@ -35,15 +36,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", complete() if everything else sample(), ids=str)
 
 
-def _verify(cell: Cell, plant: str, backend: str) -> VerifyRecord:
+def _verify(cell: Cell, plant: str, backend: str | None) -> VerifyRecord:
     rank = dist.get_rank()
     world = World(rank, dist.get_world_size(), rank, torch.device("cpu"))
-    with PLANTS[plant](), patch("epbench.parallel.apply.compile_backend", lambda: backend):
+    chosen = backend or compile_backend()
+    with PLANTS[plant](), patch("epbench.parallel.apply.compile_backend", lambda: chosen):
         return verify_cell(cell, world, tolerance=TOLERANCE)
 
 
-def _parity(cell: Cell, *, plant: str = "nothing", backend: str = "aot_eager") -> VerifyRecord:
-    """Compiled cases make whole graphs through AOTAutograd; what inductor makes of them is a test of its own."""
+def _parity(cell: Cell, *, plant: str = "nothing", backend: str | None = "aot_eager") -> VerifyRecord:
+    """Compiled cases make whole graphs through AOTAutograd; None is a cell's own way: inductor, ranks in turn."""
     records: list[VerifyRecord] = run_on_ranks(cell.world_size, _verify, cell, plant, backend)
     assert all(record == records[0] for record in records), "ranks disagree about the verdict"
     assert records[0].scope == "full"
@@ -80,7 +82,7 @@ def test_layout_equals_one_rank(case: Case) -> None:
 
 @pytest.mark.timeout(600)
 def test_inductor_equals_one_rank() -> None:
-    record = _parity(Row("all axes", Layout(cp=2, tp=2, ep=4)).cell("compiled"), backend="inductor")
+    record = _parity(Row("all axes", Layout(cp=2, tp=2, ep=4)).cell("compiled"), backend=None)
     assert record.passed, record
 
 
