@@ -60,21 +60,19 @@ def events(run: RunDirectory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def swept(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDirectory]:
-    """One real run, resumed for a second launch."""
+    """One real run."""
     directory = tmp_path_factory.mktemp("sweep")
     scenario = directory / "scenario.toml"
     scenario.write_text(SCENARIO)
     with pytest.MonkeyPatch.context() as patch:
         steady(patch)
         lend(patch, server)
-        first = run_scenario(load_scenario(scenario), RunOptions(reports_dir=directory))
-        run_scenario(load_scenario(scenario), RunOptions(reports_dir=directory, resume=first.path, launches=2))
-        yield open_run(first.path)
+        yield open_run(run_scenario(load_scenario(scenario), RunOptions(reports_dir=directory)).path)
 
 
-def test_a_run_sweeps_once_before_its_first_launch(swept: RunDirectory) -> None:
+def test_a_run_sweeps_before_its_first_launch(swept: RunDirectory) -> None:
     made = [event.get("kind", event["event"]) for event in events(swept) if event["event"] in ("comm", "launch")]
-    assert made == ["comm", "verify", "measure", "measure"]
+    assert made == ["comm", "verify", "measure"]
     assert [cell.outcome for cell in swept.view().cells] == ["ok"]
 
 
