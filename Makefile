@@ -1,5 +1,5 @@
 # make quick   set up, measure the quick scenario on whatever this machine has, print the report's path
-# make test    set up, run all tests, two files at a time
+# make test    set up, run all tests, two files at a time, the dearest first (tests/conftest.py)
 # make lint    set up, check format, lint, types and the layers between packages
 #
 # PYTHON=... chooses the interpreter that .venv is made with; pip's own settings choose where packages come from.
@@ -39,7 +39,7 @@ quick: $(READY)
 	esac
 
 test: $(DEV_READY)
-	$(VENV)/bin/pytest -n 2 --dist loadfile --benchmark-disable
+	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 lint: $(DEV_READY)
 	$(VENV)/bin/ruff format --check .
