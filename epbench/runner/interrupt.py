@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.seen = False
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -37,19 +39,18 @@ class Interrupt:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            _forget_the_terminal()
+            _forget(self._terminals)
         if self.seen:
             _end_helpers()
             raise KeyboardInterrupt
         self.seen = True
 
 
-def _forget_the_terminal() -> None:
+def _forget(terminals: Sequence[int]) -> None:
     """A terminal that has hung up refuses every line, and none of them is worth losing the run for."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        if os.isatty(descriptor):
-            os.dup2(nowhere, descriptor)
+    for descriptor in terminals:
+        os.dup2(nowhere, descriptor)
     os.close(nowhere)
 
 

@@ -5,6 +5,7 @@ whose whole process group gets them, as a terminal does it.
 """
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -118,6 +119,29 @@ def test_a_fork_server_that_still_imports_is_not_waited_for(
     (process,) = spawned
     assert process is not None
     assert process.returncode == -signal.SIGKILL, "it did not end by itself"
+
+
+PRINTS_AFTER_THE_END = dedent("""
+    import fcntl, termios, time
+    from epbench.runner.interrupt import Interrupt
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+    with Interrupt() as interrupt:
+        print("ready", flush=True)
+        while not interrupt.seen:
+            time.sleep(0.01)
+        print("the command that goes on", flush=True)
+""")
+
+
+def test_a_terminal_that_closes_is_no_error() -> None:
+    """What a real terminal does: SIGHUP, and from then on every write to it is refused."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", PRINTS_AFTER_THE_END]
+    with subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        assert os.read(ours, 5) == b"ready"
+        os.close(ours)
+        assert process.wait(DEADLINE_S) == 0
 
 
 # ---------------------------------------------------------------- a parent of its own
