@@ -44,12 +44,12 @@ def world() -> World:
     return World(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batch() -> Batch:
     return Batch(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_ranks() -> RunRanks:
     """``run_ranks(fn, world_size, *args)``: what ``fn(*args, world=...)`` returned on each gloo rank."""
 

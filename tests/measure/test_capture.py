@@ -19,6 +19,7 @@ from tests.measure.conftest import FakeStep, RunRanks
 
 WIDTH = 1000
 LATE_S, CALLS = 0.05, 5
+STEPS = 3
 
 
 class Exchange(torch.autograd.Function):
@@ -53,10 +54,16 @@ def traced(batch: Batch, directory: Path, steps: int, *, world: World) -> int:
     return step.runs
 
 
-def test_labelled_collectives_become_rows(run_ranks: RunRanks, batch: Batch, tmp_path: Path) -> None:
-    directory = tmp_path / "launch-0" / "trace"
-    assert run_ranks(traced, 2, batch, directory, 3) == [4, 4]  # one discarded, three recorded
-    rows = collective_rows(directory, steps=3)
+@pytest.fixture(scope="module")
+def directory(run_ranks: RunRanks, batch: Batch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the traces of two ranks."""
+    directory = tmp_path_factory.mktemp("capture") / "launch-0" / "trace"
+    assert run_ranks(traced, 2, batch, directory, STEPS) == [1 + STEPS] * 2  # one discarded, three recorded
+    return directory
+
+
+def test_labelled_collectives_become_rows(directory: Path) -> None:
+    rows = collective_rows(directory, steps=STEPS)
     assert sorted((row.op, row.purpose, row.phase, row.axis) for row in rows) == [
         ("all_to_all", "dispatch", "backward", "ep"),
         ("all_to_all", "dispatch", "forward", "ep"),
@@ -67,7 +74,7 @@ def test_labelled_collectives_become_rows(run_ranks: RunRanks, batch: Batch, tmp
         assert row.bytes_mean == (4 + 7) / 2 * WIDTH * 4  # rank 0 receives 1 + 3
         assert 0 < row.p50_s <= row.p95_s
         assert row.busbw_bytes_per_s == pytest.approx(row.algbw_bytes_per_s / 2)  # type: ignore[operator]
-    found = breakdown(directory, steps=3)
+    found = breakdown(directory, steps=STEPS)
     assert found.device_work_s is None
     assert found.unclassified_share == 0
     for parts in found.per_rank:
@@ -75,15 +82,14 @@ def test_labelled_collectives_become_rows(run_ranks: RunRanks, batch: Batch, tmp
         assert sum(value for value in exclusive_s if value is not None) == pytest.approx(parts.step_s, rel=0.01)
 
 
-def test_the_transfer_lies_within_the_annotations(run_ranks: RunRanks, batch: Batch, tmp_path: Path) -> None:
-    run_ranks(traced, 2, batch, tmp_path, 2)
+def test_the_transfer_lies_within_the_annotations(directory: Path) -> None:
     annotations_s = []
     for rank in (0, 1):
-        events = json.loads(gzip.decompress((tmp_path / f"rank-{rank}.json.gz").read_bytes()))["traceEvents"]
+        events = json.loads(gzip.decompress((directory / f"rank-{rank}.json.gz").read_bytes()))["traceEvents"]
         annotations_s += [e["dur"] * 1e-6 for e in events if e["name"].startswith("comm:") and e["ph"] == "X"]
-        assert sum(e["name"].startswith("epbench:step#") for e in events if e["ph"] == "X") == 2
-    assert len(annotations_s) == 2 * 2 * 4
-    for row in collective_rows(tmp_path, steps=2):
+        assert sum(e["name"].startswith("epbench:step#") for e in events if e["ph"] == "X") == STEPS
+    assert len(annotations_s) == 2 * STEPS * 4
+    for row in collective_rows(directory, steps=STEPS):
         assert row.p95_s <= max(annotations_s)
         assert row.transfer_s <= 2 * max(annotations_s)
 
