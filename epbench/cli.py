@@ -268,6 +268,30 @@ def doctor(
     raise typer.Exit(exit_code(checks, strict=strict))
 
 
+baseline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a change is judged against.")
+app.add_typer(baseline, name="baseline")
+
+
+@baseline.command()
+def noise(
+    runs: Annotated[list[str], typer.Argument(help="run directories of one scenario, e.g. of two machine starts")],
+    *,
+    as_json: _Json = False,
+) -> None:
+    """How much identical launches differ, and the smallest change that 3, 5 or 8 of them find."""
+    from epbench.report.noise_table import noise_json, render_noise
+    from epbench.store import open_run
+
+    found = [open_run(run) for run in runs]
+    views = [run.view() for run in found]
+    if as_json:
+        typer.echo(noise_json(views))
+        return
+    typer.echo(render_noise(views))
+    typer.echo(str(found[-1].path))
+    _say(f"next: epbench report {found[-1].path}")
+
+
 def parse_duration(text: str) -> float:
     """Seconds of ``90s``, ``20m`` or ``1.5h``; raises ScenarioError for anything else."""
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", text, re.ASCII)

@@ -85,6 +85,7 @@ class LaunchValue(Frozen):
     order: int = Field(description="place among all launches of the run, from 0")
     step_s: float | None = Field(description="median over timed steps of the maximum over ranks")
     device_work_s: float | None = None
+    device_work_sd_s: float | None = Field(None, description="standard deviation over the traced steps")
     kernel_union_s: float | None = Field(None, description="any kernel ran, waiting for ranks included: to look at")
     steps: int | None = None
     warmup_steps: int | None = None

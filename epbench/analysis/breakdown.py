@@ -20,10 +20,10 @@ after the transfer is over. There is no device work time.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class DeviceTime:
     per_rank: tuple[Breakdown, ...]  # in order of rank
     critical_rank: int
     device_work_s: float | None  # None on a CPU
+    device_work_sd_s: float | None = None  # over the traced steps; None for one
     kernel_union_s: float | None = None  # when anything ran, waiting included: the critical rank's median step
     kernels_s: dict[str, float] = field(default_factory=dict)  # by kind, streams added up, critical rank
 
@@ -81,20 +82,18 @@ def device_time_of(traces: Sequence[RankTrace], *, steps: int, found: Sequence[M
     windows = {trace.rank: _step_windows(trace) for trace in traces}
     busy = _work_and_transfers(traces, match(traces) if found is None else found)
     work_s = {rank: [length_s(clip(busy[rank], *window)) for window in windows[rank]] for rank in windows}
+    worst_s = [float(max(per_rank)) for per_rank in zip(*work_s.values(), strict=True)]
     critical = max(traces, key=lambda trace: median(work_s[trace.rank]))
     whole = _whole(windows[critical.rank])
     kernels_s = critical.kernels.seconds_by_kind(*whole)
     return DeviceTime(
         per_rank=tuple(_parts(trace, _whole(windows[trace.rank]), steps) for trace in traces),
         critical_rank=critical.rank,
-        device_work_s=_median_of_worst(work_s) if critical.on_cuda else None,
+        device_work_s=median(worst_s) if critical.on_cuda else None,
+        device_work_sd_s=stdev(worst_s) if critical.on_cuda and len(worst_s) > 1 else None,
         kernel_union_s=_kernel_union_s(critical, windows[critical.rank]) if critical.on_cuda else None,
         kernels_s={kind: seconds / steps for kind, seconds in kernels_s.items()},
     )
-
-
-def _median_of_worst(work_s: Mapping[int, Sequence[float]]) -> float:
-    return float(median(max(per_rank) for per_rank in zip(*work_s.values(), strict=True)))
 
 
 def _kernel_union_s(trace: RankTrace, windows: Sequence[Window]) -> float:

@@ -12,7 +12,7 @@ from epbench.runner.spec import LaunchSpec
 
 __all__ = ["DEVICE_TIMES", "traced"]
 
-DEVICE_TIMES = ("device_work_s", "kernel_union_s")
+DEVICE_TIMES = ("device_work_s", "device_work_sd_s", "kernel_union_s")
 
 
 def traced(spec: LaunchSpec) -> dict[str, Any]:
@@ -47,5 +47,6 @@ def traced(spec: LaunchSpec) -> dict[str, Any]:
         "unclassified_share": device.unclassified_share,
         "note": clock_note(traces, found),
         "device_work_s": device.device_work_s,
+        "device_work_sd_s": device.device_work_sd_s,
         "kernel_union_s": device.kernel_union_s,
     }

@@ -1,0 +1,108 @@
+"""How much identical launches differ, and the smallest change that so many launches can find.
+
+Three kinds of scatter, each the standard deviation of a relative difference. *Within* a launch: of its steps, the
+median launch's. *Between* launches on one machine start, pooled over the starts. Between machine *starts*: of the
+starts' means, less what their launches scatter by chance; 0 if that is all. Pooling steps of different launches would
+hide the second behind the first, and that is the one that a comparison lives with.
+
+The smallest detectable change is that of a one-sided paired t test of K launches an arm, interleaved, so that what a
+machine start adds is in both arms: the shift that the test finds in 95 % of nights, if 1 % of nights without any
+may raise an alarm. It comes from the noncentral t distribution (Cohen, Statistical Power Analysis, 1988, chapter 2).
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+
+from epbench.records import CellResult, LaunchValue
+
+__all__ = ["ALPHA", "METRICS", "POWER", "Noise", "noise_of", "smallest_detectable_change"]
+
+ALPHA = 0.01  # false alarms
+POWER = 0.95
+# Of a launch: the value, and the standard deviation over its steps.
+METRICS: Mapping[str, str] = {"step_s": "step_sd_s", "device_work_s": "device_work_sd_s"}
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Relative standard deviations of one metric of one cell; None where there is too little to tell."""
+
+    metric: str
+    median: float  # over all launches, in the metric's unit
+    launches: int
+    starts: int
+    within: float | None
+    between: float | None  # None: no machine start has two launches
+    between_starts: float | None  # None: one machine start
+
+
+def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
+    """Of the valid launches of one cell, measured in one run or in several; None if none has the metric.
+
+    ``metric`` is a key of ``METRICS``. A machine start is a set of host names and GPUs.
+    """
+    launches = [launch for cell in cells for launch in cell.launch_values if launch.valid]
+    known = [launch for launch in launches if getattr(launch, metric) is not None]
+    if not known:
+        return None
+    starts: dict[Hashable, list[float]] = defaultdict(list)
+    for launch in known:
+        starts[_start_of(launch)].append(math.log(getattr(launch, metric)))
+    between = _pooled(list(starts.values()))
+    return Noise(
+        metric=metric,
+        median=median(getattr(launch, metric) for launch in known),
+        launches=len(known),
+        starts=len(starts),
+        within=_within(known, metric),
+        between=between,
+        between_starts=_between_starts(list(starts.values()), between or 0.0),
+    )
+
+
+def _start_of(launch: LaunchValue) -> Hashable:
+    return tuple(launch.host.get("names", ())), tuple(launch.host.get("gpu_uuids", ()))
+
+
+def _within(launches: Sequence[LaunchValue], metric: str) -> float | None:
+    spreads = [(getattr(launch, METRICS[metric]), getattr(launch, metric)) for launch in launches]
+    return median([sd / value for sd, value in spreads if sd is not None] or [math.nan]) if _any(spreads) else None
+
+
+def _any(spreads: Sequence[tuple[float | None, float]]) -> bool:
+    return any(sd is not None for sd, _ in spreads)
+
+
+def _pooled(starts: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups whose means may differ."""
+    degrees = sum(len(logs) - 1 for logs in starts)
+    squares = sum((len(logs) - 1) * stdev(logs) ** 2 for logs in starts if len(logs) > 1)
+    return math.sqrt(squares / degrees) if degrees else None
+
+
+def _between_starts(starts: Sequence[Sequence[float]], between: float) -> float | None:
+    """The variance of the means, less the share that launches explain: the one-way random-effects estimate."""
+    if len(starts) < 2:
+        return None
+    of_means = stdev([fmean(logs) for logs in starts]) ** 2
+    by_chance = between**2 * fmean(1 / len(logs) for logs in starts)
+    return math.sqrt(max(0.0, of_means - by_chance))
+
+
+def smallest_detectable_change(between: float, launches: int) -> float | None:
+    """The relative slowdown (0.03 is 3 %) that ``launches`` launches an arm find; None below two.
+
+    ``between`` is the standard deviation between launches, relative.
+    """
+    if launches < 2:
+        return None
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr, stdtrit
+
+    degrees = launches - 1
+    critical = float(stdtrit(degrees, 1 - ALPHA))
+    shift = float(brentq(lambda nc: nctdtr(degrees, nc, critical) - (1 - POWER), 0.0, 1e4))
+    return math.expm1(shift * between * math.sqrt(2 / launches))

@@ -1,0 +1,84 @@
+"""How much the launches of each cell differ, as a table: what `epbench baseline noise` prints."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+
+from epbench.analysis.noise import ALPHA, METRICS, POWER, Noise, noise_of, smallest_detectable_change
+from epbench.errors import RunError
+from epbench.records import CellResult, RunView
+from epbench.report.tables import Table, Value
+from epbench.report.terminal import drawn
+from epbench.report.text import UNKNOWN, clean, ms
+
+__all__ = ["noise_json", "render_noise"]
+
+ARMS = (3, 5, 8)  # launches an arm
+_NAMES = {"step_s": "step", "device_work_s": "device work"}
+
+
+def render_noise(views: Sequence[RunView]) -> str:
+    """A row per cell and metric. Raises RunError if the runs may not be pooled, or nothing has two launches."""
+    found = list(_found(views))
+    if not any(noise.between is not None for _, noise in found):
+        raise RunError("no cell of these runs has two valid launches on one machine start: nothing tells its noise")
+    kinds = ("cell", "of", "median", "launches", "starts", "within", "between", "between starts")
+    titles = (*kinds, *(f"finds at {count}" for count in ARMS))
+    rows = tuple(_row(cell, noise) for cell, noise in found)
+    table = drawn(Table(titles, rows, (False, False) + (True,) * (len(titles) - 2)))
+    return f"{table}\n\n{_legend()}\n"
+
+
+def noise_json(views: Sequence[RunView]) -> str:
+    """The same as one JSON document."""
+    cells = [
+        {"cell": cell, **asdict(noise), "smallest_detectable_change": {count: _finds(noise, count) for count in ARMS}}
+        for cell, noise in _found(views)
+    ]
+    return json.dumps({"alpha": ALPHA, "power": POWER, "cells": cells}, indent=2)
+
+
+def _found(views: Sequence[RunView]) -> Iterator[tuple[str, Noise]]:
+    _require_alike(views)
+    by_cell: dict[str, list[CellResult]] = {}
+    for view in views:
+        for cell in view.cells:
+            by_cell.setdefault(cell.cell, []).append(cell)
+    for cell_id, cells in by_cell.items():
+        for metric in METRICS:
+            noise = noise_of(cells, metric)
+            if noise is not None:
+                yield cell_id, noise
+
+
+def _require_alike(views: Sequence[RunView]) -> None:
+    """Launches of two protocols or GPU models are no sample of one thing."""
+    for what, kinds in (
+        ("protocols", {str(view.protocol) for view in views}),
+        ("devices", {view.environment.device_name for view in views}),
+        ("versions of torch", {view.environment.torch for view in views}),
+    ):
+        if len(kinds) > 1:
+            raise RunError(f"these runs are of different {what} ({', '.join(sorted(kinds))}): give runs of one only")
+
+
+def _finds(noise: Noise, launches: int) -> float | None:
+    return None if noise.between is None else smallest_detectable_change(noise.between, launches)
+
+
+def _row(cell: str, noise: Noise) -> tuple[Value, ...]:
+    shares = (noise.within, noise.between, noise.between_starts, *(_finds(noise, count) for count in ARMS))
+    texts = [clean(cell), _NAMES[noise.metric], f"{ms(noise.median)} ms", str(noise.launches), str(noise.starts)]
+    return tuple(Value(text) for text in [*texts, *map(_percent, shares)])
+
+
+def _percent(share: float | None) -> str:
+    return UNKNOWN if share is None else f"{100 * share:.2f} %"
+
+
+def _legend() -> str:
+    return (
+        "Standard deviations, relative: of the steps within a launch, between launches of one machine start, between\n"
+        f"starts. 'finds at K': the slowdown that K launches an arm, interleaved, find in\n"
+        f"{100 * POWER:.0f} % of nights, at {100 * ALPHA:.0f} % false alarms."
+    )

@@ -1,0 +1,75 @@
+"""`epbench baseline noise`: the table, the JSON, and runs that are no sample of one thing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from epbench.cells import Cell
+from epbench.cli import app
+from epbench.errors import RunError
+from epbench.records import LaunchValue, RunView
+from epbench.report.noise_table import noise_json, render_noise
+from epbench.store import CellEntry, create_run
+from tests.report.sample import DP4, measured_cell, run_record, view_of
+
+CELL = Cell(layout=DP4)
+
+
+def run_on(start: str, *steps_s: float, device_work_s: float | None = 0.29) -> RunView:
+    launches = [
+        LaunchValue(
+            index=i, order=i, step_s=step_s, step_sd_s=0.004, device_work_s=device_work_s, host={"names": [start]}
+        )
+        for i, step_s in enumerate(steps_s)
+    ]
+    return view_of([measured_cell(CELL, 0.3).model_copy(update={"launch_values": launches})])
+
+
+VIEWS = [run_on("a", 0.300, 0.303), run_on("b", 0.306, 0.309)]
+
+
+def test_a_row_for_each_metric_over_all_runs() -> None:
+    text = render_noise(VIEWS)
+    step, work = (line for line in text.splitlines() if line.startswith(CELL.id[:12]))
+    # sd of ln(0.303/0.300) / sqrt 2, pooled; starts 2 % apart
+    assert [part.strip() for part in step.split("  ") if part][1:7] == [
+        "step",
+        "304.5 ms",
+        "4",
+        "2",
+        "1.31 %",
+        "0.70 %",
+    ]
+    assert "device work" in work
+    assert "0.00 %" in work
+    assert "95 % of nights" in text.replace("\n", " ")
+
+
+def test_json_has_the_smallest_detectable_change_of_each_number_of_launches() -> None:
+    found = json.loads(noise_json(VIEWS))["cells"]
+    assert [row["metric"] for row in found] == ["step_s", "device_work_s"]
+    changes = found[0]["smallest_detectable_change"]
+    assert list(changes) == ["3", "5", "8"]
+    assert changes["3"] > changes["5"] > changes["8"] > 0
+
+
+def test_runs_that_are_no_sample_of_one_thing_are_refused() -> None:
+    other = VIEWS[1].model_copy(update={"protocol": 1})
+    with pytest.raises(RunError, match="different protocols"):
+        render_noise([VIEWS[0], other])
+    with pytest.raises(RunError, match="no cell of these runs has two valid launches"):
+        render_noise([run_on("a", 0.3), run_on("b", 0.3)])
+
+
+def test_the_command_prints_the_table_and_the_path(tmp_path: Path) -> None:
+    run = create_run(tmp_path, run_record(), "")
+    run.write_cell(CellEntry(order=0, cell=CELL))
+    run.write_result(VIEWS[0].cells[0])
+    done = CliRunner().invoke(app, ["baseline", "noise", str(run.path)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == str(run.path)
+    printed = CliRunner().invoke(app, ["baseline", "noise", str(run.path), "--json"])
+    assert len(json.loads(printed.stdout)["cells"]) == 2
+    assert CliRunner().invoke(app, ["baseline", "noise", "no-such-run"]).exit_code == 2
