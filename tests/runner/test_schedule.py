@@ -100,17 +100,23 @@ def test_a_row_has_the_median_launch_and_the_rate_of_one_rank() -> None:
     assert result.tokens_per_s_per_rank == pytest.approx(4 * 128 / 0.2 / 2)
 
 
-def test_device_work_has_its_own_interval() -> None:
+def device_times(work_s: float) -> dict[str, float]:
+    return {"device_work_s": work_s, "kernel_union_s": 2 * work_s}
+
+
+def test_device_work_has_its_own_interval_and_the_kernel_union_none() -> None:
     launches = [timed(index, 0.2) for index in range(3)]
     worked = [
-        launch.model_copy(update={"value": launch.value.model_copy(update={"device_work_s": work_s})})
+        launch.model_copy(update={"value": launch.value.model_copy(update=device_times(work_s))})
         for launch, work_s in zip(launches, (0.11, 0.12, 0.13), strict=True)
         if launch.value is not None
     ]
     result = row(verified(), *worked)
     assert result.device_work_s == 0.12
     assert result.device_work_s_low < 0.11
-    assert row(verified(), *launches).device_work_s is None
+    assert result.kernel_union_s == 0.24
+    without = row(verified(), *launches)
+    assert (without.device_work_s, without.kernel_union_s) == (None, None)
 
 
 def test_one_launch_gives_a_value_without_an_interval() -> None:
