@@ -32,7 +32,7 @@ class FakeStep:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.weight = torch.ones(64, 64)
+        self.weight = torch.ones(64, 64, device=world.device)
 
     def run(self, batch: Batch) -> Tensor:
         loss = (self.weight @ self.weight).mean() + batch.tokens.float().mean()
@@ -69,7 +69,7 @@ class VerifiableStep(FakeStep):
 
     def run(self, batch: Batch) -> Tensor:
         loss = super().run(batch)
-        return torch.tensor(self.losses.pop(0)) if self.losses else loss
+        return torch.full_like(loss, self.losses.pop(0)) if self.losses else loss
 
 
 class FaultyStep(VerifiableStep):

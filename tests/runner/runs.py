@@ -8,6 +8,7 @@ from pathlib import Path
 from epbench.records import CellResult, RunView, VerifyRecord
 from epbench.runner.launch import RunOptions, RunOutcome, run_scenario
 from epbench.runner.launched import LaunchRecord, protocol_digest, write_launch
+from epbench.runner.processes import stat_of
 from epbench.scenario import load_scenario
 from epbench.store import RunDirectory, open_run
 
@@ -86,7 +87,9 @@ def events(path: Path, kind: str) -> list[dict[str, object]]:
 
 
 def gone(process_ids: Iterable[int]) -> bool:
-    return not any(Path(f"/proc/{process_id}").exists() for process_id in process_ids)
+    """Whether all have ended; when an orphan's remains are taken away is init's affair."""
+    states = [(stat_of(process_id) or "X")[0] for process_id in process_ids]
+    return all(state in {"X", "Z"} for state in states)
 
 
 def temporary_files(path: Path) -> list[str]:

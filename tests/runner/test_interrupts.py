@@ -203,6 +203,6 @@ def test_a_parent_that_is_killed_is_followed_at_once(
         cured()
         (path,) = (tmp_path / "reports").iterdir()
         outcome = run(scenario, resume=path)
-    assert gone(below), "the new parent begins when the last process of the old one is gone"
+    poll(lambda: gone(below), "the end of the old ranks")
     assert outcome.exit_code == 0
     assert cells_of(path)["hanging_in_timing"].outcome == "ok"
