@@ -207,6 +207,7 @@ class VerifyRecord(Frozen):
     step_error: float | None = Field(None, description="of the loss after one optimizer step")
     tolerance: float | None = None
     own_dtype: OwnDtypeRecord | None = Field(None, description="None: the cell's dtype is fp32, or the stack cannot")
+    losses_error: float | None = Field(None, description="of the first losses at full size, against other layouts")
     passed: bool | None = None
 
 

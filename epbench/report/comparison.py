@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from epbench.analysis.statistics import Interval, launch_interval, ratio_interval
+from epbench.analysis.work import WAYS, work_key
 from epbench.records import CellResult, RunView
 from epbench.report.text import clean
 
@@ -30,18 +31,6 @@ __all__ = [
     "step_launches",
 ]
 
-# Train settings that change how a step is computed, not what; cells that differ in them may be ranked.
-_WAYS = frozenset(
-    {
-        "stack",
-        "micro_batch_size",
-        "activation_checkpointing",
-        "reshard_after_forward",
-        "dispatcher",
-        "overlap",
-        "optimizer_fused",
-    }
-)
 _SIZE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
@@ -71,7 +60,7 @@ class Naming:
 
     def layout(self, cell: CellResult) -> str:
         """Layout, and the ways of computing that vary: ``dp4-ep4, activation_checkpointing full``."""
-        ways = [key for key in self.train_keys if key in _WAYS]
+        ways = [key for key in self.train_keys if key in WAYS]
         return ", ".join([clean(cell.layout, 60), *_settings(cell.train, ways)])
 
     def arm(self, cell: CellResult) -> str:
@@ -94,7 +83,7 @@ class Naming:
         """Routing, ranks and settings that vary and change the work, the model's size left out."""
         parts = [f"{clean(cell.routing, 40)} routing"] if self.has_routings else []
         parts += [f"{cell.world_size} ranks"] if self.has_worlds else []
-        parts += _settings(cell.train, [key for key in self.train_keys if key not in _WAYS])
+        parts += _settings(cell.train, [key for key in self.train_keys if key not in WAYS])
         return ", ".join(parts)
 
     def work(self, cell: CellResult) -> str:
@@ -162,13 +151,8 @@ def groups_of(view: RunView) -> tuple[Group, ...]:
     naming = Naming.of(view)
     by_work: dict[str, list[CellResult]] = {}
     for cell in view.cells:
-        by_work.setdefault(_work_key(cell), []).append(cell)
+        by_work.setdefault(work_key(cell), []).append(cell)
     return tuple(Group(naming.work(cells[0]), tuple(cells), _reference(cells)) for cells in by_work.values())
-
-
-def _work_key(cell: CellResult) -> str:
-    train = {key: value for key, value in cell.train.items() if key not in _WAYS}
-    return json.dumps([cell.model, train, cell.routing, cell.world_size], sort_keys=True)
 
 
 def _reference(cells: list[CellResult]) -> CellResult | None:
