@@ -42,7 +42,7 @@ class Partition(Frozen):
 class CommPoint(Frozen):
     """One op of one size, timed in one way; a repetition takes as long as its slowest rank.
 
-    ``drained``: one call and then a synchronisation, as the host sees it. ``chained``: calls back to back, by device
+    ``drained``: one call on an idle device, the host's launch included. ``chained``: calls back to back, by device
     events. ``traced``: the transfer as rows of steps have it, from the profiler. ``seconds`` are the median and the
     quartiles over the repetitions.
     """

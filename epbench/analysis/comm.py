@@ -4,16 +4,16 @@
 takes ``t = a + bytes / bw``. Small sizes tell ``a`` and large ones ``bw``, so what is squared and summed is the error
 *relative* to what was measured; an absolute one would fit the largest size and nothing else. Neither may be negative.
 
-**The ceiling** for some bytes is the best that isolation reaches, from the fast quartile of the traced transfers of
-even *and* uneven exchanges, for one direction alone can be faster than both. It never falls with size, and neither
-does the time: where a smaller message was slower, or a larger one got less bandwidth, that was noise. Between two
-sizes the time is linear in the bytes, as in the model.
+**The ceiling** for some bytes is the best bus bandwidth that isolation reaches with them or with fewer, or at the next
+size that was measured: bandwidth grows with size, in leaps where the library changes its protocol, and a ceiling that
+guessed where between two sizes the leap is would be too low for some. It is that of the fast quartile of traced
+transfers; for an exchange in which some rank moves much more than the mean also that of uneven ones, for one direction
+alone can be faster than both.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from statistics import quantiles
 
 import numpy as np
@@ -38,6 +38,7 @@ __all__ = [
 
 FEWEST_SIZES = 4  # two of them are used up by the two unknowns
 TOLERATED = 0.10  # by which a step may seem faster than isolation before its bytes or times are doubted
+UNEVEN = 1.1  # bytes of the heaviest rank over the mean
 SLOW_GROUP = 1.25  # times the fastest group of a partition
 
 
@@ -187,31 +188,20 @@ def isolated_s(points: Sequence[CommPoint], op: str, bus_bytes: float) -> float 
     return math.exp(math.log(y0) + share * (math.log(y1) - math.log(y0)))
 
 
-def ceiling_busbw(points: Sequence[CommPoint], op: str, bus_bytes: float) -> float | None:
-    """Bytes a second over the bus that isolation reaches at its best for these bytes; None where nothing is known."""
-    names = ("all_to_all", "all_to_all_v") if op == "all_to_all" else (op,)
-    curves = (_curve(points, name, lambda point: point.seconds.low) for name in names)
-    found = [bus_bytes / _best_s(curve, bus_bytes) for curve in curves if _within_a_step(curve, bus_bytes)]
-    return max(found, default=None)
+def ceiling_busbw(points: Sequence[CommPoint], op: str, bus_bytes: float, *, uneven: bool = False) -> float | None:
+    """Bytes a second over the bus that isolation reaches at its best for these bytes; None where nothing is known.
 
-
-def _best_s(curve: Sequence[tuple[float, float]], size: float) -> float:
-    """The least time for a size: growing with it, and slower than in proportion.
-
-    Below the sizes measured time shrinks in proportion, which is more than it does; above them it goes on as over the
-    last two steps.
+    ``uneven`` says that some rank moves more than ``UNEVEN`` times the mean: then both kinds of exchange count.
     """
-    sizes = np.array([x for x, _ in curve])
-    times = list(accumulate((y for _, y in reversed(curve)), min))[::-1]
-    speeds = np.maximum.accumulate(sizes / np.array(times))
-    best_s = sizes / speeds
-    if size <= sizes[0]:
-        return float(size / speeds[0])
-    if size > sizes[-1]:
-        before = max(-3, -len(sizes))
-        slope = (best_s[-1] - best_s[before]) / (sizes[-1] - sizes[before])
-        return float(best_s[-1] + slope * (size - sizes[-1]))
-    return float(np.interp(size, sizes, best_s))
+    names = ("all_to_all", "all_to_all_v") if op == "all_to_all" and uneven else (op,)
+    curves = (_curve(points, name, lambda point: point.seconds.low) for name in names)
+    return max((_best(curve, bus_bytes) for curve in curves if _within_a_step(curve, bus_bytes)), default=None)
+
+
+def _best(curve: Sequence[tuple[float, float]], size: float) -> float:
+    """The best bandwidth of all sizes up to and with the first that is no smaller."""
+    smaller = sum(measured < size for measured, _ in curve)
+    return max(measured / time_s for measured, time_s in curve[: smaller + 1])
 
 
 # ---------------------------------------------------------------- beside the rows of a step
@@ -228,7 +218,9 @@ def _beside(row: CollectiveRow, points: Sequence[CommPoint]) -> CollectiveRow:
         return row
     found = {
         "isolated_s": isolated_s(points, row.op, row.bus_bytes),
-        "ceiling_busbw_bytes_per_s": ceiling_busbw(points, row.op, row.bus_bytes),
+        "ceiling_busbw_bytes_per_s": ceiling_busbw(
+            points, row.op, row.bus_bytes, uneven=row.bytes > UNEVEN * row.bytes_mean
+        ),
     }
     return row.model_copy(update=found)
 

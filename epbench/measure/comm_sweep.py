@@ -4,7 +4,8 @@ A collective of a step can be slow because the wires are, or because of the step
 that tells the two apart: the same ranks, the same labelled calls (:mod:`epbench.parallel.communication`), and nothing
 else going on. It is taken in three ways:
 
-- **drained**: one call, then a synchronisation. The latency that a host sees, launch included.
+- **drained**: one call on an idle device, from when its stream gets there until it is done, the host's launch
+  included. The latency of a call that nothing hides.
 - **chained**: calls back to back, device events between them. Throughput; for small sizes, how fast a host can issue.
 - **traced**: the transfer as rows of steps have it, from the profiler. The one to hold a step's collectives against,
   for the duration of a kernel has no launch in it.

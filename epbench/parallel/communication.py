@@ -30,6 +30,7 @@ __all__ = [
     "all_to_all",
     "all_to_all_even",
     "all_to_all_into",
+    "await_splits",
     "exchange_counts",
     "gather_sequence",
     "reduce_scatter_into",

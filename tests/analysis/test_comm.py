@@ -138,27 +138,34 @@ def test_other_ops_and_ways_tell_nothing() -> None:
 def test_ceiling_is_the_fast_quartile() -> None:
     points = [point(size, 5 * t, low_s=t) for size, t in ((4 * KIB, 10 * US), (16 * KIB, 20 * US), (64 * KIB, 40 * US))]
     assert ceiling_busbw(points, "all_to_all", 8 * KIB) == pytest.approx(8 * KIB / (20 * US))
-    assert ceiling_busbw(points, "all_to_all", 5 * KIB) == pytest.approx(5 * KIB / (15 * US))  # linear in the bytes
+    assert ceiling_busbw(points, "all_to_all", 5 * KIB) == pytest.approx(8 * KIB / (20 * US))  # the next size's
 
 
 def test_one_direction_alone_may_be_faster() -> None:
     uneven = [point(size, 6 * US, op="all_to_all_v") for size in (4000, 16320)]
-    assert ceiling_busbw([*MEASURED, *uneven], "all_to_all", 8160) == pytest.approx(8160 / (6 * US))
+    both = [*MEASURED, *uneven]
+    assert ceiling_busbw(both, "all_to_all", 8160, uneven=True) == pytest.approx(8160 / (6 * US))
+    assert ceiling_busbw(both, "all_to_all", 8160) == pytest.approx(8192 / (20 * US)), (
+        "an even exchange is not held to it"
+    )
     assert isolated_s([*MEASURED, *uneven], "all_to_all", 8192) == pytest.approx(20 * US)
 
 
 @pytest.mark.parametrize(
-    ("times_us", "bus_kib", "best_us"),
+    ("times_us", "bus_kib", "best"),
     [
-        ((10, 20, 100, 160), 32, 80),  # 16 KiB reached 410 MB/s, so 64 KiB can
-        ((50, 20, 40, 160), 2, 20),  # a larger one took 20 us, so the smallest can
-        ((10, 20, 40, 160), 1, 5),  # below all sizes the speed of the smallest
-        ((10, 20, 40, 160), 256, 160 + 140 * (128 / 120)),  # above them as over the last two steps: 8 to 128 KiB
+        ((10, 20, 100, 160), 32, (8, 20)),  # 8 KiB over the bus reached 410 MB/s, so 32 KiB can
+        ((10, 20, 40, 160), 33, (32, 40)),  # the next size may be a leap in bandwidth; here it is none
+        ((10, 20, 40, 80), 33, (128, 80)),  # here it is
+        ((10, 20, 40, 160), 1, (2, 10)),  # below all sizes
+        ((10, 20, 40, 160), 256, (32, 40)),  # above them
     ],
 )
-def test_noise_does_not_lower_the_ceiling(times_us: Sequence[float], bus_kib: float, best_us: float) -> None:
+def test_the_ceiling_is_the_best_up_to_the_next_size(
+    times_us: Sequence[float], bus_kib: float, best: tuple[float, float]
+) -> None:
     points = [point(size, t * US) for size, t in zip((4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB), times_us, strict=True)]
-    assert ceiling_busbw(points, "all_to_all", bus_kib * KIB) == pytest.approx(bus_kib * KIB / (best_us * US))
+    assert ceiling_busbw(points, "all_to_all", bus_kib * KIB) == pytest.approx(best[0] * KIB / (best[1] * US))
 
 
 times = st.lists(st.floats(1e-6, 1e-1), min_size=2, max_size=8)
@@ -171,12 +178,13 @@ def test_ceiling_never_falls_with_size_and_is_never_below_a_measurement(
     points = [point(4 * KIB * 4**k, t) for k, t in enumerate(even)]
     points += [point(4 * KIB * 4**k, t, op="all_to_all_v") for k, t in enumerate(uneven)]
     for one in points:
-        found = ceiling_busbw(points, "all_to_all", one.bus_bytes)
+        found = ceiling_busbw(points, "all_to_all", one.bus_bytes, uneven=True)
         assert found is not None
         assert found >= one.busbw_bytes_per_s * (1 - 1e-9)
     last = min(len(even), len(uneven)) - 1
     size = 2 * KIB * 4 ** (at * last)
-    smaller, larger = (ceiling_busbw(points, "all_to_all", bus) for bus in (size, min(size * 1.5, 2 * KIB * 4**last)))
+    sizes = (size, min(size * 1.5, 2 * KIB * 4**last))
+    smaller, larger = (ceiling_busbw(points, "all_to_all", bus, uneven=True) for bus in sizes)
     assert smaller is not None
     assert larger is not None
     assert larger >= smaller * (1 - 1e-9)
