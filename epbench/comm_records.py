@@ -42,9 +42,9 @@ class Partition(Frozen):
 class CommPoint(Frozen):
     """One op of one size, timed in one way; a repetition takes as long as its slowest rank.
 
-    ``drained``: one call on an idle device, the host's launch included. ``chained``: calls back to back, by device
-    events. ``traced``: the transfer as rows of steps have it, from the profiler. ``seconds`` are the median and the
-    quartiles over the repetitions.
+    ``drained``: one call on an idle device, the host's launch included, on the rank that came last. ``chained``: calls
+    back to back, by device events. ``traced``: the transfer as rows of steps have it, from the profiler. ``seconds`` are
+    the median and the quartiles over the repetitions.
     """
 
     op: Op

@@ -5,7 +5,7 @@ that tells the two apart: the same ranks, the same labelled calls (:mod:`epbench
 else going on. It is taken in three ways:
 
 - **drained**: one call on an idle device, from when its stream gets there until it is done, the host's launch
-  included. The latency of a call that nothing hides.
+  included, on the rank that came last. The latency of a call that nothing hides.
 - **chained**: calls back to back, device events between them. Throughput; for small sizes, how fast a host can issue.
 - **traced**: the transfer as rows of steps have it, from the profiler. The one to hold a step's collectives against,
   for the duration of a kernel has no launch in it.
@@ -216,17 +216,21 @@ def _uneven(axis: Axis, buffers: _Buffers, rows: int) -> Case:
 
 
 def _timed(case: Case, group_size: int, effort: _Effort, world: "World") -> list[CommPoint]:
-    """Drained and chained. The ranks line up once a case, when they agree on its times."""
+    """Drained and chained. The ranks line up once a case, when they agree on its times.
+
+    A repetition of chained calls takes what its slowest rank takes. A drained one takes what the rank takes that came
+    last, which has the least: the others' time has their wait for it in it.
+    """
     for _ in range(effort.warm_up):
         case.run()
     crossing = bus_bytes(case.op.removesuffix("_v"), case.bytes, group_size)
     assert crossing is not None, "a partition has groups of two ranks or more"
     drained = one_by_one(case.run, effort.repetitions, world)
     chained = back_to_back(case.run, effort.repetitions, world)
-    slowest = maximum_over_ranks([*drained, *chained], world)
+    agreed = maximum_over_ranks([*(-seconds for seconds in drained), *chained], world)
     ways: tuple[tuple[Way, list[float]], ...] = (
-        ("drained", slowest[: effort.repetitions]),
-        ("chained", slowest[effort.repetitions :]),
+        ("drained", [-seconds for seconds in agreed[: effort.repetitions]]),
+        ("chained", agreed[effort.repetitions :]),
     )
     return [
         CommPoint(
