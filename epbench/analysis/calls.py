@@ -194,8 +194,8 @@ def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[_CommKernel]) -> Ite
         if step is None:
             continue
         around = fsdp.at(kernel.launch_s, kernel.thread)
-        axis = _kernel_axis(str(kernel.args.group or "unknown"), around)
         op = _op(str(kernel.args.collective or kernel.name))
+        axis = _kernel_axis(op, str(kernel.args.group or "unknown"), around)
         on_main = kernel.thread in (-1, trace.steps[step].thread)
         yield Call(
             kind=Kind(
@@ -215,11 +215,11 @@ def _unlabelled_kernels(trace: RankTrace, kernels: Iterable[_CommKernel]) -> Ite
         )
 
 
-def _kernel_axis(group: str, around: list[Scope]) -> str:
+def _kernel_axis(op: str, group: str, around: list[Scope]) -> str:
     """Mesh axis by its process group's description; an axis that spans the world borrows the default group."""
     if group != "default_pg":
         return group.removeprefix("mesh_")
-    return _sharding_axis(around) if _purpose("world", around) == "fsdp" else "world"
+    return _fsdp_axis(op, around) if _purpose("world", around) == "fsdp" else "world"
 
 
 def _kernel_bytes(args: Arguments) -> int:
@@ -316,13 +316,13 @@ def _gloo_axis(op: str, around: list[Scope]) -> str:
     """Mesh axis by what FSDP2 does with it and by the name of the module that it does it for."""
     if _purpose("unknown", around) != "fsdp":
         return "unknown"
+    return _fsdp_axis(op, around)
+
+
+def _fsdp_axis(op: str, around: list[Scope]) -> str:
+    """Replicas are reduced over; which of the two meshes is sharded over tells the name of FSDP2's module."""
     if op == "all_reduce":
         return "dp_replicate"
-    return _sharding_axis(around)
-
-
-def _sharding_axis(around: list[Scope]) -> str:
-    """Which of the two FSDP meshes, by the name of the module that FSDP2 works for."""
     return "efsdp" if any("expert" in scope.name for scope in around) else "fsdp"
 
 

@@ -91,6 +91,21 @@ def test_fsdp_and_dispatch_in_a_recomputed_block_are_backward_and_recompute(tmp_
     assert found[dispatch].transfer_s == pytest.approx(21 * US)
 
 
+@pytest.mark.parametrize("module", ["layers.0", "layers.0.moe.experts"])
+@pytest.mark.parametrize("group", ["default_pg", "mesh_dp_replicate"])
+def test_replicas_are_reduced_over_their_own_axis(tmp_path: Path, group: str, module: str) -> None:
+    """Also where they are the whole world, whose group has no name of the axis."""
+
+    def add(trace: Trace, rank: int) -> None:
+        trace.annotate(f"FSDP::post_backward_reduce ({module})", 20, 30, AUTOGRAD)
+        args: dict[str, Any] = {"Collective name": "allreduce", "In msg nelems": 1024, "Out msg nelems": 1024}
+        about: dict[str, Any] = {**ALIKE, **args, "Process Group Description": group}
+        trace.nccl(200 + rank, 240, launched=25, tid=AUTOGRAD, name="AllReduce_Sum_bf16_RING_LL", **about)
+
+    (row,) = rows(tmp_path, add).values()
+    assert (row.op, row.purpose, row.phase, row.axis) == ("all_reduce", "fsdp", "backward", "dp_replicate")
+
+
 # ---------------------------------------------------------------- libraries
 
 
