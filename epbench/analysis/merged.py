@@ -56,7 +56,7 @@ def write_merged(
 
     Besides the traces the text of one rank is held at a time. The file appears under its name when it is whole.
     """
-    zero_s = min(step.start_s for trace in traces for step in trace.steps)
+    zero_s = min(map(_first_s, traces))
     parts = [_Part.of(trace, max_events // len(traces)) for trace in traces]
     unfinished = path.with_name(path.name + ".part")
     with gzip.open(unfinished, "wb", compresslevel=4) as file:
@@ -70,6 +70,13 @@ def write_merged(
         }
         file.write(b'\n],"otherData":' + msgspec.json.encode(left_out) + b"}\n")
     unfinished.replace(path)
+
+
+def _first_s(trace: RankTrace) -> float:
+    """When anything begins, also what lies before the first step: Perfetto drops times below zero."""
+    kernels = trace.kernels
+    starts_s = (trace.operators.start_s, kernels.start_s, kernels.launch_s, [scope.start_s for scope in trace.gloo])
+    return min(float(np.fmin.reduce(times_s, initial=trace.steps[0].start_s)) for times_s in starts_s)
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,22 @@ def test_ranks_stand_on_one_clock_and_arrows_lead_to_kernels(tmp_path: Path) -> 
     assert document["otherData"] == {"operators_left_out": 0, "kernels_left_out": 0}
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_what_comes_before_the_steps_begins_at_zero(tmp_path: Path, device: str) -> None:
+    """Ranks line up while they are recorded; the arrow from the launch on rank 1 is the first of all."""
+
+    def early(rank: int) -> Trace:
+        trace = (on_cuda if device == "cuda" else on_cpu)(rank)
+        if device == "cpu":
+            return trace.gloo("all_reduce", -300, -20).cpu("aten::empty", -200, -190)
+        return trace.nccl(4000, 4010, launched=3990 if rank else 3995)
+
+    events = merged(write(tmp_path, early(0), early(1)))["traceEvents"]
+    assert min(event["ts"] for event in events if "ts" in event) == 0
+    (first, _) = (event["ts"] for event in events if event["name"] == "epbench:step#0")
+    assert first == pytest.approx({"cuda": 1009, "cpu": 300}[device])
+
+
 def test_a_large_trace_keeps_labels_collectives_and_the_longest_kernels(tmp_path: Path) -> None:
     traces = [on_cuda(0), on_cuda(1)]
     for trace in traces:
