@@ -170,9 +170,11 @@ def _axis(partition: Partition, index: int, world: "World") -> Axis:
 
 
 def _cases(axis: Axis, buffers: _Buffers, size: int) -> Iterator[Case]:
-    """All ops with buffers of ``size`` bytes, or what of it can be split evenly."""
+    """All ops with buffers of ``size`` bytes, or what of it can be split evenly; none if it is not enough for all."""
     n, item = axis.size, buffers.sent.element_size()
     rows = size // (item * n)
+    if rows == 0:
+        return
     whole, part = slice(0, rows * n), slice(0, rows)
     sent, received, summed = buffers.sent, buffers.received, buffers.summed[whole]
     purpose = "sweep"

@@ -175,6 +175,15 @@ def test_groups_that_communicate_at_once_are_told_apart(small: tuple[list[SweepT
         assert point.seconds.median >= max(spread.median for spread in point.group_s.values())
 
 
+@pytest.mark.parametrize(("ranks", "ops"), [(256, 4), (25, 5), (257, 0)])
+def test_a_size_that_is_not_enough_for_every_rank_is_left_out(ranks: int, ops: int) -> None:
+    """1 KiB of fp32: one element for each of 256 ranks, ten for each of 25."""
+    buffers = comm_sweep._Buffers.of(4096, torch.float32, torch.device("cpu"))
+    cases = list(comm_sweep._cases(Axis("ep", "no group", size=ranks, rank=0), buffers, 1024))
+    assert len(cases) == ops
+    assert all(0 < case.bytes <= 1024 for case in cases)
+
+
 @pytest.mark.parametrize(("free_mib", "largest_mib"), [(80 * 1024, 512), (4096, 512), (4095, 256), (1024, 128), (8, 1)])
 def test_a_full_device_gets_smaller_buffers(free_mib: int, largest_mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the rank with the least free memory an eighth, for three buffers of that size."""
