@@ -17,7 +17,7 @@ from epbench.records import Spread
 if TYPE_CHECKING:
     from epbench.stacks.protocol import World
 
-__all__ = ["back_to_back", "one_by_one", "spread_of"]
+__all__ = ["Work", "back_to_back", "one_by_one", "spread_of"]
 
 Work = Callable[[], object]
 

@@ -190,7 +190,7 @@ def _on_its_way_to_the_host(x: Tensor) -> Tensor:
     stream = _copy_stream(x.device)
     stream.wait_stream(torch.cuda.current_stream(x.device))
     with torch.cuda.stream(stream):
-        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
         host.copy_(x, non_blocking=True)
     x.record_stream(stream)
     return host

@@ -32,7 +32,7 @@ from epbench.store import CellEntry, RunDirectory, create_run, open_run
 if TYPE_CHECKING:
     from epbench.scenario import Scenario
 
-__all__ = ["RunOptions", "RunOutcome", "run_scenario"]
+__all__ = ["EXIT_CELLS", "EXIT_INTERRUPTED", "RunOptions", "RunOutcome", "run_scenario"]
 
 EXIT_INTERRUPTED = 130
 EXIT_CELLS = 5  # some cells crashed, hung, are wrong or unstable, or missed their ``expect``
