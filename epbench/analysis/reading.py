@@ -3,14 +3,21 @@
 Reading is what takes time (a hundred megabytes a rank), and ranks are independent, so processes share it. Two,
 not one a rank: each holds a whole trace while it reads, and the machine that measures must not run out of memory
 afterwards. Workers are spawned, never forked: the parent has threads, and may have torch.
+
+What a terminal or ``timeout`` sends to the whole process group is the parent's to answer: a worker that died of it
+would cost a launch its traces. So workers are in sessions of their own, and end when the parent is gone.
 """
 
 import multiprocessing
+import os
 import re
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection
 from pathlib import Path
 
 from epbench.analysis.trace import RankTrace, read_rank
@@ -21,6 +28,7 @@ __all__ = ["read_traces"]
 NUM_PROCESSES = 2
 WORTH_PROCESSES_BYTES = 4_000_000  # gzipped; to spawn two interpreters takes as long as to read about this
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _RANK = re.compile(r"rank-(\d{1,6})\.json\.gz")
 
 
@@ -46,18 +54,44 @@ def _read(path: Path, rank: int) -> RankTrace:
 
 
 def _read_by_processes(paths: Sequence[Path], ranks: Sequence[int]) -> list[RankTrace]:
-    with ProcessPoolExecutor(
-        NUM_PROCESSES, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_the_parent
-    ) as pool:
+    context = multiprocessing.get_context("spawn")
+    with _signals_held():  # here because of multiprocessing's resource tracker, which lets two of the three through again
+        pool = ProcessPoolExecutor(NUM_PROCESSES, mp_context=context, initializer=_stand_alone)
+    with pool:
         try:
-            return list(pool.map(_read, paths, ranks))
+            with _signals_held():
+                traces = pool.map(_read, paths, ranks)
+            return list(traces)
         except BrokenProcessPool as error:
             where = paths[0].parent
             raise RunError(f"{where}: a process that read the traces was killed, perhaps for memory") from error
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Processes that are spawned meanwhile hold signals back until they stand alone; ours come when the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _stand_alone() -> None:
+    """In a worker: out of the parent's process group, deaf to what was sent to it before, and gone when it is."""
+    os.setsid()
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # forgets one that is held back
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker was spawned"
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _check_complete(traces: Sequence[RankTrace], directory: Path, steps: int) -> None:
