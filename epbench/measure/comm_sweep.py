@@ -36,11 +36,12 @@ from epbench.parallel.communication import (
     all_to_all_into,
     reduce_scatter_into,
 )
+from epbench.rank_groups import Groups
 
 if TYPE_CHECKING:
     from epbench.stacks.protocol import World
 
-__all__ = ["Case", "SweepTimes", "prepare", "sweep"]
+__all__ = ["Case", "SweepTimes", "of_the_last", "prepare", "sweep"]
 
 Progress = Callable[[str, int], None]
 
@@ -99,7 +100,7 @@ def sweep(partitions: Sequence[Partition], world: "World", *, directory: Path, o
     beats = count()
     points = []
     for partition, own in zip(partitions, cases, strict=True):
-        points.append([point for case in own for point in _timed(case, partition.group_size, effort, world)])
+        points.append([point for case in own for point in _timed(case, partition, effort, world)])
         on_progress("comm", next(beats))
 
     def once(_index: int) -> None:
@@ -217,22 +218,18 @@ def _uneven(axis: Axis, buffers: _Buffers, rows: int) -> Case:
 # ---------------------------------------------------------------- how it is timed
 
 
-def _timed(case: Case, group_size: int, effort: _Effort, world: "World") -> list[CommPoint]:
-    """Drained and chained. The ranks line up once a case, when they agree on its times.
-
-    A repetition of chained calls takes what its slowest rank takes. A drained one takes what the rank takes that came
-    last, which has the least: the others' time has their wait for it in it.
-    """
+def _timed(case: Case, partition: Partition, effort: _Effort, world: "World") -> list[CommPoint]:
+    """Drained and chained. The ranks line up once a case, when they agree on its times."""
     for _ in range(effort.warm_up):
         case.run()
-    crossing = bus_bytes(case.op.removesuffix("_v"), case.bytes, group_size)
+    crossing = bus_bytes(case.op.removesuffix("_v"), case.bytes, partition.group_size)
     assert crossing is not None, "a partition has groups of two ranks or more"
     drained = one_by_one(case.run, effort.repetitions, world)
     chained = back_to_back(case.run, effort.repetitions, world)
-    agreed = maximum_over_ranks([*(-seconds for seconds in drained), *chained], world)
+    by_rank = _of_every_rank([*drained, *chained], world)
     ways: tuple[tuple[Way, list[float]], ...] = (
-        ("drained", [-seconds for seconds in agreed[: effort.repetitions]]),
-        ("chained", agreed[effort.repetitions :]),
+        ("drained", of_the_last([times[: effort.repetitions] for times in by_rank], partition.groups)),
+        ("chained", list(map(max, *(times[effort.repetitions :] for times in by_rank)))),
     )
     return [
         CommPoint(
@@ -245,3 +242,18 @@ def _timed(case: Case, group_size: int, effort: _Effort, world: "World") -> list
         )
         for way, seconds in ways
     ]
+
+
+def of_the_last(by_rank: Sequence[Sequence[float]], groups: Groups) -> list[float]:
+    """Of times by rank and repetition, per repetition that of the rank that came last, in the slowest group.
+
+    The rank of a group that came last has the least: the others' time has their wait for it in it.
+    """
+    return [max(min(times[rank] for rank in ranks) for ranks in groups) for times in zip(*by_rank, strict=True)]
+
+
+def _of_every_rank(own: Sequence[float], world: "World") -> list[list[float]]:
+    """The positive numbers of every rank, in order of rank. A collective."""
+    rows = [list(own) if rank == world.rank else [0.0] * len(own) for rank in range(world.world_size)]
+    flat = maximum_over_ranks([value for row in rows for value in row], world)
+    return [flat[first : first + len(own)] for first in range(0, len(flat), len(own))]

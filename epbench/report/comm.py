@@ -81,7 +81,7 @@ def _how_to_read(view: RunView) -> list[str]:
 
 def render_comm(record: CommRecord, *, whole: bool = True) -> str:
     """Every partition with its table and fits, then the warnings; in short only the fits of what was traced."""
-    head = f"Collectives alone on {record.device}: {record.dtype}, {clean(record.data)}. Medians of the slowest rank."
+    head = f"Collectives alone on {record.device}: {record.dtype}, {clean(record.data)}. Medians of the slowest group."
     warnings = "\n".join(f"warning: {clean(text, 300)}" for text in record.warnings)
     partition = _partition if whole else _partition_in_short
     parts = [head, *map(partition, record.swept), warnings]

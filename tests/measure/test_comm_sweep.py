@@ -15,7 +15,7 @@ from epbench.labels import CommLabel
 from epbench.layout import Layout
 from epbench.measure import comm_sweep
 from epbench.measure.capture import trace_runs
-from epbench.measure.comm_sweep import SweepTimes, prepare, sweep
+from epbench.measure.comm_sweep import SweepTimes, of_the_last, prepare, sweep
 from epbench.parallel.communication import Axis, all_gather_into, all_to_all, all_to_all_into, reduce_scatter_into
 from epbench.records import CollectiveRow
 from epbench.stacks.protocol import World
@@ -173,6 +173,13 @@ def test_groups_that_communicate_at_once_are_told_apart(small: tuple[list[SweepT
     assert {tuple(sorted(point.group_s)) for point in pairs} == {(0, 1)}
     for point in pairs:
         assert point.seconds.median >= max(spread.median for spread in point.group_s.values())
+
+
+def test_a_drained_call_takes_as_long_as_in_the_slowest_group() -> None:
+    """Three repetitions of two pairs: in each pair the rank that came first waited for the other."""
+    by_rank = [[5.0, 2.0, 9.0], [3.0, 8.0, 1.0], [4.0, 6.0, 2.0], [7.0, 3.0, 1.5]]
+    assert of_the_last(by_rank, PAIRS.groups) == [4.0, 3.0, 2.0]
+    assert of_the_last(by_rank, ALL.groups) == [3.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize(("ranks", "ops"), [(256, 4), (25, 5), (257, 0)])
