@@ -140,12 +140,18 @@ class CommLog:
 
 
 def _traced(spec: LaunchSpec, steps: int) -> tuple[list[list[CommPoint]], list[str]]:
-    """The traced points of each partition; none, and a warning, if the traces cannot be used. Deletes the traces."""
-    from epbench.analysis.collectives import match
+    """The traced points of each partition, and what to know of them; none if the traces cannot be used.
+
+    Deletes the traces.
+    """
+    from epbench.analysis.collectives import clock_note, match
     from epbench.analysis.reading import read_traces
 
     try:
-        return traced_points(match(read_traces(spec.trace_directory, steps=steps)), spec.partitions), []
+        traces = read_traces(spec.trace_directory, steps=steps)
+        found = match(traces)
+        note = clock_note(traces, found)
+        return traced_points(found, spec.partitions), [f"collectives alone: {note}"] if note else []
     except RunError as error:
         return [[] for _ in spec.partitions], [f"the sweep of collectives has no traced figures: {error}"]
     finally:

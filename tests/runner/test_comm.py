@@ -13,19 +13,21 @@ from typer.testing import CliRunner
 import epbench
 from epbench.cells import Cell, MeasureSpec
 from epbench.cli import app
-from epbench.comm_records import OPS, WAYS, CommPoint, CommRecord, Partition, Swept
+from epbench.comm_records import OPS, WAYS, CommPoint, CommRecord, Partition, Swept, axis_name
 from epbench.layout import Layout
 from epbench.memory_records import PeakMemory
 from epbench.provenance import describe_environment
 from epbench.records import PROTOCOL_VERSION, CollectiveRow, MemoryBytes, Spread
 from epbench.runner.aggregate import cell_result
-from epbench.runner.comm import CommLog, partitions_of, read_comm
+from epbench.runner.comm import CommLog, _traced, partitions_of, read_comm
 from epbench.runner.launch import RunOptions, run_scenario
 from epbench.runner.outcome import Verdict
 from epbench.runner.server import ForkServer
 from epbench.runner.sitting import SittingLog
+from epbench.runner.spec import LaunchSpec
 from epbench.scenario import load_scenario
 from epbench.store import CellEntry, RunDirectory, open_run
+from tests.analysis.handmade import Trace, label
 from tests.runner.conftest import lend, steady
 from tests.runner.test_schedule import timed, verified
 from tests.test_cli_run import QUICK, planned_run
@@ -95,6 +97,32 @@ def test_show_prints_it(swept: RunDirectory) -> None:
     assert result.exit_code == 0
     assert "1 group of 2 ranks, {0, 1}: world; fsdp of dp2" in result.stdout
     assert result.stdout.splitlines()[-1] == str(swept.path)
+
+
+@pytest.mark.parametrize(("hosts", "said"), [(("a", "a"), []), (("a", "b"), ["ranks on 2 hosts share no clock"])])
+def test_a_sweep_whose_transfers_are_lower_bounds_says_so(
+    tmp_path: Path, hosts: tuple[str, str], said: list[str]
+) -> None:
+    """Rank 1 comes last and is done last, so both ways of telling the transfer give the same here."""
+    partition = Partition(world_size=2, groups=((0, 1),), used_by={"ep": ("dp2-ep2",)})
+    spec = LaunchSpec(
+        cell=Cell(layout=DP2),
+        kind="comm",
+        index=0,
+        order=0,
+        device="cuda",
+        measure=MeasureSpec(),
+        partitions=(partition,),
+        directory=tmp_path,
+    )
+    spec.trace_directory.mkdir(parents=True)
+    for rank, host in enumerate(hosts):
+        trace = Trace(rank, host=host).step(0, 50).annotate(label("sweep", axis=axis_name(0)), 5, 8)
+        trace.nccl(100 + 20 * rank, 130 + 5 * rank, launched=6).write(spec.trace_directory)
+    ((point,),), warnings = _traced(spec, steps=1)
+    assert [warning.removeprefix("collectives alone: ").split(":")[0] for warning in warnings] == said
+    assert point.seconds.median == pytest.approx(15e-6)
+    assert not spec.trace_directory.exists()
 
 
 def test_only_what_is_not_known_is_swept_again(swept: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
