@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from epbench.errors import EpbenchError, ScenarioError, StorageError
 from epbench.wording import shown
-from epbench.writing import NO_ROOM
+from epbench.writing import NO_ROOM, write_aside
 
 __all__ = ["app", "main", "parse_duration"]
 
@@ -130,7 +130,8 @@ def run(
         budget_s=None if budget is None else parse_duration(budget),
         resume=resume,
         reports_dir=reports_dir,
-        device=planned.device,
+        device=_known_device(device),
+        world=world,
     )
     outcome = run_scenario(planned, options)
     report_path = write_report(outcome.path)
@@ -323,7 +324,7 @@ def _report_crash(error: Exception) -> None:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    write_aside(text)
 
 
 def main() -> None:

@@ -6,16 +6,27 @@ sentence (which file, why, how much room there is) and never in a traceback or i
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from epbench.errors import StorageError
 
-__all__ = ["IMPOSSIBLE_PATH", "NO_ROOM", "append_line", "replace_file", "room", "write_atomically", "writing"]
+__all__ = [
+    "IMPOSSIBLE_PATH",
+    "NO_ROOM",
+    "append_line",
+    "replace_file",
+    "room",
+    "write_aside",
+    "write_atomically",
+    "writing",
+]
 
 IMPOSSIBLE_PATH = frozenset({errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOBODY_READS = frozenset({errno.EPIPE, errno.EIO})  # a pipe, a terminal
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -96,3 +107,15 @@ def append_line(path: Path, line: str) -> None:
             file.seek(-1, os.SEEK_END)
             content = content if file.read(1) == b"\n" else b"\n" + content
         file.write(content)
+
+
+def write_aside(line: str) -> None:
+    """A line to standard error, or from now on nowhere: Ctrl-C ends a ``tee`` too, and no line is worth the run."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno not in _NOBODY_READS:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)

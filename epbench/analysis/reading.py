@@ -55,7 +55,7 @@ def _read(path: Path, rank: int) -> RankTrace:
 
 def _read_by_processes(paths: Sequence[Path], ranks: Sequence[int]) -> list[RankTrace]:
     context = multiprocessing.get_context("spawn")
-    with _signals_held():  # here because of multiprocessing's resource tracker, which lets two of the three through again
+    with _signals_held():  # of multiprocessing's own helper, which lets two of the three through again
         pool = ProcessPoolExecutor(NUM_PROCESSES, mp_context=context, initializer=_stand_alone)
     with pool:
         try:

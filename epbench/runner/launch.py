@@ -6,6 +6,7 @@ result; the next cell goes on.
 """
 
 import fnmatch
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from epbench.runner.session import Session
 from epbench.runner.sitting import SittingLog
 from epbench.stack_support import require_installed
 from epbench.store import CellEntry, RunDirectory, create_run, open_run
+from epbench.writing import write_aside
 
 if TYPE_CHECKING:
     from epbench.scenario import Scenario
@@ -48,6 +50,7 @@ class RunOptions:
     resume: Path | str | None = None
     reports_dir: Path = Path("reports")
     device: str | None = None
+    world: int | None = None  # that the scenario was loaded with
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     checks = check_before_run(options.reports_dir) if device == "cuda" else []
     run = _open(scenario, options, environment, reason)
     budget = Budget(options.budget_s)
-    with _hint(run, scenario), locked(run.path) as lock:
+    again = _resume(run, scenario.path, options)
+    with _hint(again), locked(run.path) as lock:
         for entry in _entries(scenario):
             run.write_cell(entry)
         session = Session(
@@ -97,21 +101,29 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
             interrupted = _run(session, todo, progress)
             for sentence in require_agreement(run):
                 progress.say(f"WRONG {sentence}")
-    return RunOutcome(run.path, _exit_code(run, selected, interrupted, scenario.path))
+    return RunOutcome(run.path, _exit_code(run, selected, interrupted, again))
 
 
 @contextmanager
-def _hint(run: RunDirectory, scenario: "Scenario") -> Iterator[None]:
+def _hint(again: str) -> Iterator[None]:
     """A machine that cannot go on ends the run; what is finished is whole, and the sentence says how to go on."""
     try:
         yield
     except UnfitMachineError as error:
-        hint = f"what is finished is kept, go on with: {_resume(run, scenario.path)}"
-        raise type(error)(f"{error}; {hint}") from error
+        raise type(error)(f"{error}; what is finished is kept, go on with: {again}") from error
 
 
-def _resume(run: RunDirectory, scenario: Path) -> str:
-    return f"epbench run {scenario} --resume {run.path}"
+def _resume(run: RunDirectory, scenario: Path, options: RunOptions) -> str:
+    """The command that goes on with the same cells on the same ranks."""
+    said = {
+        "resume": run.path,
+        "world": options.world,
+        "device": options.device,
+        "only": options.only,
+        "launches": options.launches,
+    }
+    given = [f"--{name} {shlex.quote(str(value))}" for name, value in said.items() if value is not None]
+    return " ".join(["epbench run", shlex.quote(str(scenario)), *given])
 
 
 def _run(session: Session, todo: Sequence[CellEntry], progress: Progress) -> bool:
@@ -183,10 +195,10 @@ def _check_same(run: RunDirectory, environment: EnvironmentRecord) -> None:
     )
 
 
-def _exit_code(run: RunDirectory, selected: Sequence[CellEntry], interrupted: bool, scenario: Path) -> int:
+def _exit_code(run: RunDirectory, selected: Sequence[CellEntry], interrupted: bool, again: str) -> int:
     """130 only if Ctrl-C left something to do: the closing canary is no reason to run again."""
     results = [run.read_result(entry.cell.id) for entry in selected]
     if interrupted and None in results:
-        print(f"interrupted; go on with: {_resume(run, scenario)}", file=sys.stderr)
+        write_aside(f"interrupted; go on with: {again}")
         return EXIT_INTERRUPTED
     return EXIT_CELLS if any(result and not result.expected for result in results) else 0

@@ -9,6 +9,7 @@ invalid.
 import platform
 import time
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any, Literal
@@ -57,7 +58,7 @@ class LaunchRecord(Frozen):
     elapsed_s: float = Field(description="wall time of the whole launch, from its order to this record")
     phases_s: dict[str, float] = Field(default_factory=dict, description="sum to elapsed_s")
     value: LaunchValue | None = None
-    losses: list[float] = Field(default_factory=list)
+    losses: list[float] = Field(default_factory=list, description="of the first steps, up to one that is not finite")
     compile: CompileRecord = CompileRecord()
     memory: PeakMemory | None = None
     expert_load: ExpertLoad | None = None
@@ -146,7 +147,7 @@ def _timed(end: LaunchEnd, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     value = _value(end, timings)
     found: dict[str, Any] = {
         "value": value,
-        "losses": [loss for loss in timings[0]["losses"] if loss is not None],
+        "losses": first_losses(timings[0]["losses"]),
         "compile": _compiled(timings, results[0]["description"]["compile_strategy"], end.spec.cell),
     }
     if end.spec.detailed:
@@ -178,6 +179,11 @@ def slowest_per_step(ranks: Sequence[Sequence[float]]) -> list[float]:
     """Seconds of each step on its slowest rank; all ranks have timed the same steps."""
     assert len({len(steps) for steps in ranks}) == 1, "ranks timed different numbers of steps"
     return [max(step) for step in zip(*ranks, strict=True)]
+
+
+def first_losses(losses: Sequence[float | None]) -> list[float]:
+    """Up to the first that is not finite: what stands at a place in the list is the loss of that step."""
+    return [loss for loss in takewhile(lambda loss: loss is not None, losses) if loss is not None]
 
 
 def _why_invalid(timings: Sequence[dict[str, Any]]) -> str | None:

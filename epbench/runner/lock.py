@@ -26,6 +26,7 @@ __all__ = ["locked"]
 FILE = ".lock"
 _POLL_S = 0.1
 _LEFTOVERS_S = 60.0
+_GRACE_S = 0.5  # a process that was killed is still to be seen for a moment
 _START = 19
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})  # a network file system without them
 
@@ -51,6 +52,7 @@ def locked(run: Path, *, leftovers_s: float = _LEFTOVERS_S) -> Iterator[int]:
 
 
 def _take(descriptor: int, path: Path, deadline: float) -> None:
+    seen_off = time.monotonic() + _GRACE_S
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,7 +62,7 @@ def _take(descriptor: int, path: Path, deadline: float) -> None:
             if error.errno != errno.EWOULDBLOCK:
                 raise
             holder = read_json(path) or {}
-        if _works(holder):
+        if _works(holder) and time.monotonic() > seen_off:
             name = f"process {holder.get('process_id')} on {holder.get('host')}"
             raise RunError(f"'{path.parent}' is being run by {name}: wait for it, or start a new run without --resume")
         if time.monotonic() > deadline:

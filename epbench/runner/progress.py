@@ -17,6 +17,7 @@ from epbench.runner.forecast import Left
 from epbench.runner.launched import LaunchRecord
 from epbench.runner.ranklog import RankState
 from epbench.runner.spec import LaunchSpec
+from epbench.writing import write_aside
 
 __all__ = ["Outlook", "Progress", "make_progress", "packed_lines"]
 
@@ -164,7 +165,7 @@ class _Lines:
         sys.stderr.flush()
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        write_aside(line)
 
     def does(self, _what: str) -> None:
         return

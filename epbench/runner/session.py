@@ -113,7 +113,7 @@ class Session:
                     return
 
     def _begin(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> bool:
-        """All that comes before the first launch; False if Ctrl-C came before there was a fork server."""
+        """All that comes before the first launch; False if Ctrl-C came meanwhile."""
         progress.does("importing torch, once for all launches")
         with self._watch.of("fork_server"):
             if not server.start(lambda: interrupt.seen):
@@ -124,7 +124,7 @@ class Session:
         _warn(progress, warnings)
         with self._watch.of("collectives_alone"):
             self._sweep(server, interrupt=interrupt, progress=progress)
-        return True
+        return not interrupt.seen
 
     def _sweep(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> None:
         """Collectives alone, on the groups of the cells to run, once; a failure is a warning."""

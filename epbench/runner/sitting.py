@@ -4,6 +4,7 @@ The canary is a launch of its own on the same ranks (:mod:`epbench.measure.canar
 happens to it, the run goes on, and carries a warning that ``show`` and the report print.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -83,7 +84,9 @@ class SittingLog:
         """What a canary gave, or None when none was wanted, or Ctrl-C ended it."""
         if not self._measure.canary:
             return None
-        end = watch_launch(server, self._spec(when), interrupted=interrupted, on_progress=lambda _: None)
+        spec = self._spec(when)
+        shutil.rmtree(spec.directory, ignore_errors=True)  # of a sitting that ended before it began
+        end = watch_launch(server, spec, interrupted=interrupted, on_progress=lambda _: None)
         verdict = judge(end)
         how = {"outcome": verdict.outcome, "reason": verdict.reason, "elapsed_s": end.elapsed_s}
         self._run.event({"event": "canary", "when": when} | how)

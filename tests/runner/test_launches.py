@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from epbench.runner.launched import measured
+from epbench.runner.launched import first_losses, measured
 from epbench.runner.outcome import Verdict, judge
 from epbench.runner.processes import descendants
 from epbench.runner.server import ForkServer
@@ -75,6 +75,7 @@ def test_a_loss_that_is_not_finite_is_no_value(server: ForkServer, tmp_path: Pat
     assert record.value is not None
     assert record.value.invalid_reason == "the loss was not finite within the first steps"
     assert "NaN" not in (tmp_path / "rank-0.jsonl").read_text()
+    assert first_losses([12.5, None, 12.25]) == [12.5], "the third is not the second"
 
 
 def test_the_same_worker_under_the_torchrun_command(tmp_path: Path) -> None:

@@ -167,6 +167,19 @@ def test_a_terminal_shows_where_the_run_stands(columns: int, drawn: str, coloure
     assert out.decode().splitlines()[-1] == "report.html"
 
 
+def test_a_run_outlives_whoever_reads_its_lines() -> None:
+    """Ctrl-C in ``epbench run SCENARIO 2>&1 | tee log`` ends tee as well."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment(), stdout=subprocess.PIPE, stderr=theirs, check=False
+        )
+    finally:
+        os.close(theirs)
+    assert (done.returncode, done.stdout) == (0, b"report.html\n")
+
+
 def test_a_terminal_that_cannot_be_redrawn_gets_plain_lines() -> None:
     _, dumb, _ = Terminal(200, TERM="dumb").read()
     assert dumb.replace("\r\n", "\n") == LINES

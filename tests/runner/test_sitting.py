@@ -7,6 +7,8 @@ import pytest
 from epbench.records import CanaryRecord, MachineCheck, Spread
 from epbench.runner.server import ForkServer
 from epbench.runner.sitting import SittingLog, differences
+from epbench.runner.spec import LaunchSpec
+from epbench.runner.watch import LaunchEnd
 from epbench.scenario import load_scenario
 from tests.test_cli_run import QUICK, planned_run
 
@@ -58,3 +60,23 @@ def test_a_scenario_can_go_without(tmp_path: Path) -> None:
     assert sitting.checks == [fit, busy]
     assert (sitting.canary_before, sitting.canary_after) == (None, None)
     assert run.record.warnings == ["idle: GPU 1 is in use"]
+
+
+def test_a_canary_reads_nothing_of_one_that_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the first canary leaves its ranks' lines where the next sitting puts its own."""
+    run = planned_run(load_scenario(QUICK), tmp_path)
+    log = SittingLog(run, load_scenario(QUICK).measure, run.record.environment)
+    found: list[list[Path]] = []
+
+    def interrupted(_: ForkServer, spec: LaunchSpec, **__: object) -> LaunchEnd:
+        found.append(sorted(spec.directory.glob("*")))
+        spec.directory.mkdir(parents=True, exist_ok=True)
+        spec.rank_log(0).write_text("as far as it came\n")
+        return LaunchEnd(spec, 1.0, None, stop="interrupted")
+
+    monkeypatch.setattr("epbench.runner.sitting.watch_launch", interrupted)
+    with ForkServer({}, tmp_path / "server.log") as server:
+        log.begin(server, lambda: True)
+        run.write_run(run.record.model_copy(update={"sittings": []}))
+        SittingLog(run, load_scenario(QUICK).measure, run.record.environment).begin(server, lambda: True)
+    assert found == [[], []]
