@@ -41,12 +41,13 @@ from epbench.rank_groups import Groups
 if TYPE_CHECKING:
     from epbench.stacks.protocol import World
 
-__all__ = ["Case", "SweepTimes", "of_the_last", "prepare", "sweep"]
+__all__ = ["Case", "SweepTimes", "of_the_last", "prepare", "repetitions_of", "sweep"]
 
 Progress = Callable[[str, int], None]
 
 DATA = "normal random numbers; zeros where the all-reduce sums in place"
 UNEVEN = 10  # rows for the first rank of a group, to one for any other
+FEW_ABOVE_BYTES, FEW = 512 * 2**20, 5  # larger calls take long and scatter little
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class _Effort:
     largest_bytes: int
     step: int  # from one size to the next, a factor
     warm_up: int
-    repetitions: int  # drained, and as many chained
+    repetitions: int  # drained, and as many chained; of large calls fewer
     traced: int
     dtype: torch.dtype
     dtype_name: str
 
 
 _EFFORTS = {
-    "cuda": _Effort(2**10, 512 * 2**20, 2, 5, 30, 10, torch.bfloat16, "bf16"),
+    "cuda": _Effort(2**10, 2**31, 2, 5, 30, 10, torch.bfloat16, "bf16"),
     "cpu": _Effort(2**12, 2**20, 4, 1, 5, 5, torch.float32, "fp32"),
 }
 
@@ -98,10 +99,12 @@ def sweep(partitions: Sequence[Partition], world: "World", *, directory: Path, o
     largest_bytes = _affordable(effort.largest_bytes, world)
     cases = prepare(partitions, world, largest_bytes=largest_bytes)
     beats = count()
-    points = []
+    points: list[list[CommPoint]] = []
     for partition, own in zip(partitions, cases, strict=True):
-        points.append([point for case in own for point in _timed(case, partition, effort, world)])
-        on_progress("comm", next(beats))
+        points.append([])
+        for case in own:
+            points[-1] += _timed(case, partition, effort, world)
+            on_progress("comm", next(beats))
 
     def once(_index: int) -> None:
         for own in cases:
@@ -224,12 +227,13 @@ def _timed(case: Case, partition: Partition, effort: _Effort, world: "World") ->
         case.run()
     crossing = bus_bytes(case.op.removesuffix("_v"), case.bytes, partition.group_size)
     assert crossing is not None, "a partition has groups of two ranks or more"
-    drained = one_by_one(case.run, effort.repetitions, world)
-    chained = back_to_back(case.run, effort.repetitions, world)
+    repetitions = repetitions_of(case.bytes, effort.repetitions)
+    drained = one_by_one(case.run, repetitions, world)
+    chained = back_to_back(case.run, repetitions, world)
     by_rank = _of_every_rank([*drained, *chained], world)
     ways: tuple[tuple[Way, list[float]], ...] = (
-        ("drained", of_the_last([times[: effort.repetitions] for times in by_rank], partition.groups)),
-        ("chained", list(map(max, *(times[effort.repetitions :] for times in by_rank)))),
+        ("drained", of_the_last([times[:repetitions] for times in by_rank], partition.groups)),
+        ("chained", list(map(max, *(times[repetitions:] for times in by_rank)))),
     )
     return [
         CommPoint(
@@ -238,10 +242,15 @@ def _timed(case: Case, partition: Partition, effort: _Effort, world: "World") ->
             bytes=case.bytes,
             bus_bytes=crossing,
             seconds=spread_of(seconds),
-            repetitions=effort.repetitions,
+            repetitions=repetitions,
         )
         for way, seconds in ways
     ]
+
+
+def repetitions_of(size: int, usual: int) -> int:
+    """How often a call of ``size`` bytes is repeated."""
+    return min(usual, FEW) if size > FEW_ABOVE_BYTES else usual
 
 
 def of_the_last(by_rank: Sequence[Sequence[float]], groups: Groups) -> list[float]:

@@ -1,5 +1,6 @@
 """Collectives alone on gloo ranks: what is timed, that its result is right, and that no step beats the ceiling."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from epbench.labels import CommLabel
 from epbench.layout import Layout
 from epbench.measure import comm_sweep
 from epbench.measure.capture import trace_runs
-from epbench.measure.comm_sweep import SweepTimes, of_the_last, prepare, sweep
+from epbench.measure.comm_sweep import SweepTimes, of_the_last, prepare, repetitions_of, sweep
 from epbench.parallel.communication import Axis, all_gather_into, all_to_all, all_to_all_into, reduce_scatter_into
 from epbench.records import CollectiveRow
 from epbench.stacks.protocol import World
@@ -30,6 +31,7 @@ WIDTH = 256  # floats: rows of 1 KiB
 ROWS = (12, 50)  # for any rank but the first, which gets ten times as many: 240 and 1000 KiB at the heaviest
 MISCOUNTED = 800  # times the bytes that were moved, of one row: as if it were a batch of them
 LARGEST_BYTES = 2**24
+ROOT = Path(__file__).parents[2]
 
 
 def uneven(axis: Axis, rows: int, *, miscount: int = 1) -> None:
@@ -134,7 +136,10 @@ def small_sweep(directory: Path) -> SweepTimes:
     """Two partitions of four ranks with three sizes; the patch dies with this rank."""
     effort = comm_sweep._Effort(4096, 4 * 4096, 2, 1, 3, 2, torch.float32, "fp32")
     comm_sweep._EFFORTS["cpu"] = effort
-    return sweep([ALL, PAIRS], this_world()[0], directory=directory, on_progress=lambda phase, index: None)
+    beats: list[int] = []
+    told = sweep([ALL, PAIRS], this_world()[0], directory=directory, on_progress=lambda _, index: beats.append(index))
+    assert beats == list(range(2 * 3 * 5 + (1 + 2) * 2)), "one a case, and one a partition of each traced step"
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +178,21 @@ def test_groups_that_communicate_at_once_are_told_apart(small: tuple[list[SweepT
     assert {tuple(sorted(point.group_s)) for point in pairs} == {(0, 1)}
     for point in pairs:
         assert point.seconds.median >= max(spread.median for spread in point.group_s.values())
+
+
+@pytest.mark.parametrize(("size", "repetitions"), [(1024, 30), (2**29, 30), (2**30, 5), (2**31, 5)])
+def test_large_calls_are_repeated_less_often(size: int, repetitions: int) -> None:
+    assert repetitions_of(size, 30) == repetitions
+    assert repetitions_of(size, 3) == 3
+
+
+def test_the_sweep_reaches_what_real_steps_move() -> None:
+    """Every collective of the sample, which are on both of its GPUs, up to one step above the largest size."""
+    shown = json.loads((ROOT / "reports/samples/qwen3-30b-2xh200/show.json").read_text())
+    moved = [row["bytes"] for cell in shown["cells"] for row in cell["collectives"]]
+    effort = comm_sweep._EFFORTS["cuda"]
+    assert effort.smallest_bytes // effort.step <= sorted(set(moved))[1]  # the least is the norm's 8 bytes
+    assert max(moved) <= effort.largest_bytes * effort.step
 
 
 def test_a_drained_call_takes_as_long_as_in_the_slowest_group() -> None:
