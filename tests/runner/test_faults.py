@@ -254,8 +254,9 @@ def test_a_disk_that_refuses_a_file_is_a_sentence(
     with monkeypatch.context() as patch:
         refuse(patch, name, ERRORS[kind])
         said = re.escape(os.strerror(ERRORS[kind])) + (r" \(.* free, .* wanted\)" if kind != "broken" else "")
-        with pytest.raises(UnfitMachineError, match=rf"cannot write '.*/{name}': {said}; .*--resume ") as raised:
-            run(scenario, resume=started.path)
+        again = rf"epbench run {scenario} --resume {started.path} --world 2 --device cpu --only 'dp2-\*' --launches 1"
+        with pytest.raises(UnfitMachineError, match=rf"cannot write '.*/{name}': {said}; .*: {again}$") as raised:
+            run(scenario, resume=started.path, only="dp2-*", launches=1, device="cpu", world=2)
     assert raised.value.exit_code == 6
     assert temporary_files(started.path) == []
     assert cells_of(started.path)["verifiable"].outcome is None
