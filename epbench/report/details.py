@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from epbench.analysis.comm import above_ceiling
 from epbench.memory_records import MemoryDetail
 from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunView, Spread
 from epbench.report.text import UNKNOWN, clean, error, gib, ms, number, percent
@@ -34,6 +35,7 @@ def details_of(cell: CellResult) -> Details:
         ("launches", "; ".join(map(_launch, cell.launch_values)) or UNKNOWN),
         ("memory, GiB", _memory(cell)),
         ("expert load", _load(cell)),
+        *_doubts(cell),
         ("GPUs while timed", _gpus(cell)),
         ("compile", _settings(cell.compile.model_dump())),
         ("first losses", ", ".join(number(loss, 6) for loss in cell.loss) or UNKNOWN),
@@ -110,6 +112,12 @@ def _load(cell: CellResult) -> str:
         f"heaviest expert {number(load.max_over_mean)} of the mean, heaviest ep rank "
         f"{number(load.rank_max_over_mean)}, fan-out {number(load.fan_out)} ranks a token"
     )
+
+
+def _doubts(cell: CellResult) -> Rows:
+    """A row for collectives that seem faster than the wires; none without any."""
+    found = above_ceiling(cell.collectives)
+    return (("doubtful collectives", clean("; ".join(found), 1000)),) if found else ()
 
 
 def _gpus(cell: CellResult) -> str:

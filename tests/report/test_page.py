@@ -16,7 +16,7 @@ from jinja2 import UndefinedError
 from epbench.cells import Cell
 from epbench.errors import RunError
 from epbench.memory_records import MemoryDetail
-from epbench.records import GpuTelemetry, RunView, Spread, Telemetry
+from epbench.records import CollectiveRow, GpuTelemetry, RunView, Spread, Telemetry
 from epbench.report import build
 from epbench.report.build import build_html, write_csv, write_report
 from epbench.report.details import details_of
@@ -119,6 +119,32 @@ def test_what_the_gpus_did_is_among_the_details() -> None:
     known = dict(details_of(cell).rows)["GPUs while timed"]
     assert known == "SM clock 1700 to 1980 MHz, temperature 58 to 71 C, 21.3 mJ a token, held back by SW power cap"
     assert dict(details_of(measured_cell(Cell(layout=DP4), 0.4)).rows)["GPUs while timed"] == UNKNOWN
+
+
+def test_details_name_collectives_that_seem_faster_than_the_wires() -> None:
+    seen, doubtful = (
+        CollectiveRow(
+            op="all_to_all",
+            purpose=purpose,
+            phase="forward",
+            axis="ep",
+            calls_per_step=1.0,
+            bytes=1000,
+            bytes_mean=1000,
+            transfer_s=1e-6,
+            wait_s=0.0,
+            p50_s=1e-6,
+            p95_s=1e-6,
+            algbw_bytes_per_s=busbw,
+            busbw_bytes_per_s=busbw,
+            ceiling_busbw_bytes_per_s=1e9,
+        )
+        for purpose, busbw in (("dispatch", 1e9), ("combine", 2e9))
+    )
+    cell = measured_cell(Cell(layout=DP4), 0.4)
+    told = dict(details_of(cell.model_copy(update={"collectives": [seen, doubtful]})).rows)["doubtful collectives"]
+    assert told.startswith("all_to_all combine forward on ep: 2.00 times the isolated ceiling")
+    assert "doubtful collectives" not in dict(details_of(cell.model_copy(update={"collectives": [seen]})).rows)
 
 
 def test_details_say_what_is_known_of_the_peak() -> None:
