@@ -1,43 +1,40 @@
-"""The last check of a run: cells that did the same work must have had the same first losses (analysis.work)."""
+"""The last check of a cell: cells that did the same work must have had the same first losses (analysis.work)."""
+
+from collections.abc import Iterable
 
 from epbench.analysis.work import loss_bound, loss_errors
 from epbench.records import CellResult
-from epbench.store import CellEntry, RunDirectory, result_of
+from epbench.store import CellEntry, result_of
 
-__all__ = ["require_agreement"]
+__all__ = ["agreed", "disagreement"]
 
 _KEPT = ("device", "launches", "phases_s", "elapsed_s", "loss")
 
 
-def require_agreement(run: RunDirectory) -> list[str]:
-    """Notes each cell's difference in its ``verify``; a cell beyond the bound becomes ``wrong`` and loses its numbers.
+def agreed(entry: CellEntry, row: CellResult, rows: Iterable[CellResult]) -> CellResult:
+    """The row of a cell as the other rows of its run leave it: ``wrong`` and without numbers beyond the bound.
 
-    Returns a sentence for each cell that is wrong now.
+    A row that is ``wrong`` for its losses still counts among the others: two that differ may both be, until a third
+    one tells which is right.
     """
-    entries = run.entries()
-    results = [
-        found for cell_id in entries if (found := run.read_result(cell_id)) and found.outcome in ("ok", "unstable")
-    ]
-    errors = loss_errors(results)
-    wrong = []
-    for result in results:
-        judged = _judged(entries[result.cell], result, errors.get(result.cell))
-        if judged != result:
-            run.write_result(judged)
-        if judged.outcome == "wrong":
-            wrong.append(f"{judged.cell}: {judged.reason}")
-    return wrong
-
-
-def _judged(entry: CellEntry, result: CellResult, error: float | None) -> CellResult:
-    verify = result.verify.model_copy(update={"losses_error": error})
-    bound = loss_bound(result)
-    if error is None or error <= bound:
-        return result.model_copy(update={"verify": verify})
+    if row.outcome not in ("ok", "unstable"):
+        return row
+    others = [other for other in rows if other.cell != row.cell]
+    error = loss_errors([*others, row]).get(row.cell)
+    verify = row.verify.model_copy(update={"losses_error": error})
+    if error is None or error <= loss_bound(row):
+        return row.model_copy(update={"verify": verify})
     reason = (
         f"its first losses differ by {error:.1e} from those of other layouts of the same model at full size "
-        f"(bound {bound:.0e}), though the shrunk model agrees with one rank"
+        f"(bound {loss_bound(row):.0e}), though the shrunk model agrees with one rank"
     )
-    kept = {name: getattr(result, name) for name in _KEPT}
+    kept = {name: getattr(row, name) for name in _KEPT}
     found = {"outcome": "wrong", "reason": reason, "expected": entry.cell.expect == "any"}
     return result_of(entry).model_copy(update=kept | found | {"verify": verify.model_copy(update={"passed": False})})
+
+
+def disagreement(row: CellResult) -> str | None:
+    """The sentence about a row that is ``wrong`` for its losses."""
+    error = row.verify.losses_error
+    differs = row.outcome == "wrong" and error is not None and error > loss_bound(row)
+    return f"{row.cell}: {row.reason}" if differs else None

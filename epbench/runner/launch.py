@@ -19,7 +19,6 @@ from epbench.doctor import check_before_run
 from epbench.errors import RunError, ScenarioError, UnfitMachineError
 from epbench.provenance import choose_device, describe_environment, find_gpus
 from epbench.records import EnvironmentRecord, RunRecord
-from epbench.runner.agreement import require_agreement
 from epbench.runner.interrupt import Interrupt
 from epbench.runner.lock import locked
 from epbench.runner.progress import Progress, make_progress
@@ -99,7 +98,7 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
         with make_progress() as progress:
             progress.say(f"{run.path}: {len(todo)} of {len(selected)} cells to run on {device} ({reason})")
             interrupted = _run(session, todo, progress)
-            for sentence in require_agreement(run):
+            for sentence in session.settle(entry for entry in _entries(scenario) if entry.skip_reason is None):
                 progress.say(f"WRONG {sentence}")
     return RunOutcome(run.path, _exit_code(run, selected, interrupted, again))
 

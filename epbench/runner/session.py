@@ -6,7 +6,7 @@ finished where ``--resume`` finds it.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 from epbench.analysis.statistics import launch_interval
@@ -14,6 +14,7 @@ from epbench.cells import MeasureSpec
 from epbench.nvml import Nvml, open_nvml
 from epbench.records import EnvironmentRecord
 from epbench.runner.aggregate import cell_result
+from epbench.runner.agreement import agreed, disagreement
 from epbench.runner.comm import CommLog
 from epbench.runner.forecast import Ahead, Durations, launches_ahead
 from epbench.runner.freed import memory_in_use, wait_until_free
@@ -65,17 +66,25 @@ class Session:
         self._todo: Sequence[CellEntry] = ()
         self._known: dict[str, list[LaunchRecord]] = {}
         self._comm = CommLog(run, measure, environment)
+        self._rows = {cell_id: row for cell_id in run.entries() if (row := run.read_result(cell_id))}
 
     def finish_if_complete(self, entry: CellEntry) -> bool:
         """Whether nothing is left to do for a cell; its row is written if it was not, or is outdated."""
         launches = self._launches(entry)
         if not is_complete(launches, self._asked):
             return False
-        result = cell_result(entry, launches, asked=self._asked, environment=self._environment, swept=self._comm.swept)
-        if self._run.read_result(entry.cell.id) != result:
-            self._run.write_result(result)
-            self._run.event({"event": "cell", "cell": entry.cell.id, "outcome": result.outcome})
+        alone = cell_result(entry, launches, asked=self._asked, environment=self._environment, swept=self._comm.swept)
+        row = agreed(entry, alone, self._rows.values())
+        if self._rows.get(entry.cell.id) != row:
+            self._run.write_result(row)
+            self._rows[entry.cell.id] = row
+            self._run.event({"event": "cell", "cell": entry.cell.id, "outcome": row.outcome})
         return True
+
+    def settle(self, entries: Iterable[CellEntry]) -> list[str]:
+        """Holds each complete cell against all others, now that no row is to come; a sentence for each that differs."""
+        complete = [entry.cell.id for entry in entries if self.finish_if_complete(entry)]
+        return [text for cell_id in complete if (text := disagreement(self._rows[cell_id]))]
 
     def run_all(self, entries: Sequence[CellEntry], progress: Progress, interrupt: Interrupt) -> None:
         """Launch in rounds until all cells are complete, the budget is spent, or Ctrl-C."""
