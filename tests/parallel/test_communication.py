@@ -1,6 +1,7 @@
 """The collectives: rows by hand, gradients by hand, adjoints by inner products, and the labels that they carry."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from epbench.cells import Cell, ModelSpec, TrainSpec
 from epbench.labels import CommLabel
 from epbench.layout import Layout
+from epbench.model.moe import Choice
 from epbench.parallel.communication import (
     Axis,
     all_to_all,
@@ -22,6 +25,7 @@ from epbench.parallel.communication import (
     gather_sequence,
     scatter_sequence,
 )
+from epbench.parallel.dispatch import AllToAllDispatcher
 from epbench.stacks.data import batches
 from epbench.stacks.protocol import World
 from epbench.stacks.qwen3_moe import build
@@ -110,6 +114,33 @@ def _check_even_and_counts() -> None:
         [axis.rank + 1 + 10 * source for source in range(WORLD)],
     ]
     assert splits.device.type == "cpu"
+    _check_order()
+
+
+class _Ops(TorchDispatchMode):
+    """The names of our own operators, in order of their calls."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "epbench":
+            self.names.append(func.name().removeprefix("epbench::"))
+        return func(*args, **(kwargs or {}))
+
+
+def _check_order() -> None:
+    """The host waits for the counts when all else is queued; who has them already exchanges none."""
+    dispatcher, x = AllToAllDispatcher(_axis()), torch.arange(12.0).view(6, 2)
+    scores = torch.ones(6, 2)
+    with _Ops() as first:
+        routed = dispatcher.dispatch(x, Choice(torch.arange(12).view(6, 2) % 8), scores, 8)
+    assert first.names == ["exchange_counts", "expand", "await_splits", "all_to_all", "permute"]
+    with _Ops() as again:
+        repeated = dispatcher.dispatch(x, routed.choice, scores, 8)
+    assert again.names == first.names[1:]
+    assert torch.equal(repeated.rows, routed.rows)
 
 
 def test_even_chunks_and_counts() -> None:
