@@ -7,8 +7,8 @@ takes ``t = a + bytes / bw``. Small sizes tell ``a`` and large ones ``bw``, so w
 **The ceiling** for some bytes is the best bus bandwidth that isolation reaches with them or with fewer, or at the next
 size that was measured: bandwidth grows with size, in leaps where the library changes its protocol, and a ceiling that
 guessed where between two sizes the leap is would be too low for some. It is that of the fast quartile of traced
-transfers; for an exchange in which some rank moves much more than the mean also that of uneven ones, for one direction
-alone can be faster than both.
+transfers, in the fastest of several groups; for an exchange in which some rank moves much more than the mean also that
+of uneven ones, for one direction alone can be faster than both.
 """
 
 import math
@@ -194,8 +194,13 @@ def ceiling_busbw(points: Sequence[CommPoint], op: str, bus_bytes: float, *, une
     ``uneven`` says that some rank moves more than ``UNEVEN`` times the mean: then both kinds of exchange count.
     """
     names = ("all_to_all", "all_to_all_v") if op == "all_to_all" and uneven else (op,)
-    curves = (_curve(points, name, lambda point: point.seconds.low) for name in names)
+    curves = (_curve(points, name, _fast_s) for name in names)
     return max((_best(curve, bus_bytes) for curve in curves if _within_a_step(curve, bus_bytes)), default=None)
+
+
+def _fast_s(point: CommPoint) -> float:
+    """The fast quartile of the fastest group: of a step's groups some may be faster than the slowest one here."""
+    return min(spread.low for spread in (point.seconds, *point.group_s.values()))
 
 
 def _best(curve: Sequence[tuple[float, float]], size: float) -> float:

@@ -141,6 +141,14 @@ def test_ceiling_is_the_fast_quartile() -> None:
     assert ceiling_busbw(points, "all_to_all", 5 * KIB) == pytest.approx(8 * KIB / (20 * US))  # the next size's
 
 
+def test_ceiling_is_that_of_the_fastest_group() -> None:
+    """A slow link among several groups makes no doubt of the others' calls."""
+    fast, slow = (Spread(median=t, low=t, high=t) for t in (10 * US, 40 * US))
+    points = [point(size, 40 * US).model_copy(update={"group_s": {0: fast, 1: slow}}) for size in (4 * KIB, 8 * KIB)]
+    assert ceiling_busbw(points, "all_to_all", 4 * KIB) == pytest.approx(4 * KIB / (10 * US))
+    assert isolated_s(points, "all_to_all", 4 * KIB) == pytest.approx(40 * US)
+
+
 def test_one_direction_alone_may_be_faster() -> None:
     uneven = [point(size, 6 * US, op="all_to_all_v") for size in (4000, 16320)]
     both = [*MEASURED, *uneven]
