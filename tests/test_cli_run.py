@@ -86,6 +86,7 @@ def test_run_hands_on_its_options(asked: list[tuple[Scenario, RunOptions]]) -> N
         resume="latest",
         reports_dir=Path("elsewhere"),
         device="cpu",
+        world=8,
     )
     assert {row.world_size for row in scenario.planned} == {8}
 
@@ -93,7 +94,7 @@ def test_run_hands_on_its_options(asked: list[tuple[Scenario, RunOptions]]) -> N
 def test_run_defaults_leave_everything_to_the_scenario(asked: list[tuple[Scenario, RunOptions]]) -> None:
     epbench("run", QUICK)
     [(scenario, options)] = asked
-    assert options == RunOptions(device="auto")
+    assert options == RunOptions()
     assert scenario == load_scenario(QUICK)
 
 
