@@ -43,8 +43,8 @@ class CommPoint(Frozen):
     """One op of one size, timed in one way; a repetition takes as long as its slowest group.
 
     ``drained``: one call on an idle device, the host's launch included, on the rank that came last. ``chained``: calls
-    back to back, by device events. ``traced``: the transfer as rows of steps have it, from the profiler. ``seconds`` are
-    the median and the quartiles over the repetitions.
+    back to back, by device events. ``traced``: the transfer as rows of steps have it, from the profiler. ``seconds``
+    are the median and the quartiles over the repetitions.
     """
 
     op: Op

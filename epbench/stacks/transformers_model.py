@@ -23,7 +23,17 @@ from epbench.parallel.communication import Axis
 from epbench.parallel.context import heads_to_sequence, sequence_to_heads
 from epbench.parallel.loss import FusedLoss
 
-__all__ = ["CausalLM", "Piece", "build_model", "gates", "init_published", "pieces", "rebuild_rotary"]
+__all__ = [
+    "ATTENTION",
+    "EXPERTS",
+    "CausalLM",
+    "Piece",
+    "build_model",
+    "gates",
+    "init_published",
+    "pieces",
+    "rebuild_rotary",
+]
 
 ATTENTION = "epbench_causal"
 EXPERTS = "grouped_mm"
