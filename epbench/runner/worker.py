@@ -90,10 +90,17 @@ def _record_flight_when_asked(path: Path) -> None:
 
     def record() -> None:
         signal.sigwait({signal.SIGUSR2})
-        flight: bytes = torch._C._distributed_c10d._dump_fr_trace_json()  # type: ignore[attr-defined]
-        write_atomically(path, flight.decode())
+        write_atomically(path, _flight().decode())
 
     threading.Thread(target=record, name="flight-recorder", daemon=True).start()
+
+
+def _flight() -> bytes:
+    """The flight recorder's JSON. NCCL keeps one of its own, which a torch without NCCL does not have."""
+    c10d: Any = torch._C._distributed_c10d
+    dump = c10d._dump_nccl_trace_json if dist.get_backend() == "nccl" else c10d._dump_fr_trace_json
+    flight: bytes = dump()
+    return flight
 
 
 def _stand_back(error: BaseException) -> None:
