@@ -151,7 +151,7 @@ class TrainSpec(Frozen):
 class MeasureSpec(Frozen):
     """How a cell is measured."""
 
-    launches: int = Field(3, ge=1, description="fewer than 3: no interval, never ranked")
+    launches: int = Field(5, ge=1, description="see docs/noise.md; fewer than 3: no interval, never ranked")
     min_steps: int = Field(30, ge=1)
     max_steps: int = Field(200, ge=1)
     max_warmup_steps: int = Field(60, ge=1)
