@@ -68,12 +68,9 @@ def _start_of(launch: LaunchValue) -> Hashable:
 
 
 def _within(launches: Sequence[LaunchValue], metric: str) -> float | None:
-    spreads = [(getattr(launch, METRICS[metric]), getattr(launch, metric)) for launch in launches]
-    return median([sd / value for sd, value in spreads if sd is not None] or [math.nan]) if _any(spreads) else None
-
-
-def _any(spreads: Sequence[tuple[float | None, float]]) -> bool:
-    return any(sd is not None for sd, _ in spreads)
+    pairs = [(getattr(launch, METRICS[metric]), getattr(launch, metric)) for launch in launches]
+    relative = [sd / value for sd, value in pairs if sd is not None]
+    return median(relative) if relative else None
 
 
 def _pooled(starts: Sequence[Sequence[float]]) -> float | None:
@@ -104,5 +101,6 @@ def smallest_detectable_change(between: float, launches: int) -> float | None:
 
     degrees = launches - 1
     critical = float(stdtrit(degrees, 1 - ALPHA))
-    shift = float(brentq(lambda nc: nctdtr(degrees, nc, critical) - (1 - POWER), 0.0, 1e4))
+    largest = 3 * critical + 10  # well above the answer for any number of degrees, and where nctdtr still has values
+    shift = float(brentq(lambda nc: nctdtr(degrees, nc, critical) - (1 - POWER), 0.0, largest))
     return math.expm1(shift * between * math.sqrt(2 / launches))

@@ -69,3 +69,11 @@ def test_the_smallest_detectable_change_is_found_in_95_of_100_nights_and_nothing
 
 def test_one_launch_an_arm_finds_nothing() -> None:
     assert smallest_detectable_change(0.01, 1) is None
+
+
+def test_more_launches_find_less() -> None:
+    changes = [smallest_detectable_change(0.01, launches) for launches in (2, 3, 5, 50, 200, 1000)]
+    known = [change for change in changes if change is not None]
+    assert len(known) == len(changes)
+    assert known == sorted(known, reverse=True)
+    assert known[-1] < 0.002
