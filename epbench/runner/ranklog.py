@@ -191,4 +191,4 @@ class RankTail:
         self.entered.setdefault(record["phase"], record["t"])
         if record["phase"] == "start":
             self.started = record
-            self.state = dataclasses.replace(self.state, process_id=record["process_id"])
+            self.state = dataclasses.replace(self.state, process_id=record.get("process_id"))
