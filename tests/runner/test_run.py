@@ -48,8 +48,10 @@ def test_every_cell_is_a_row(finished: tuple[Path, RunOutcome]) -> None:
 
 def test_a_row_is_the_median_of_its_launches(finished: tuple[Path, RunOutcome]) -> None:
     cell = view_of(finished[1]).cells[0]
-    values = sorted(value.step_s or 0 for value in cell.launch_values)
-    assert len(values) == cell.launches == 3
+    # a launch that did not settle on a busy machine was made once more, and no value of it is in the row
+    values = sorted(value.step_s or 0 for value in cell.launch_values if value.valid)
+    assert len(values) == 3
+    assert cell.launches == len(cell.launch_values)
     assert cell.step_s == values[1]
     assert cell.step_s_low is not None
     assert cell.step_s_high is not None
@@ -96,13 +98,14 @@ def test_resume_of_a_complete_run_launches_nothing(finished: tuple[Path, RunOutc
 def test_resume_makes_only_what_is_missing(finished: tuple[Path, RunOutcome]) -> None:
     scenario, outcome = finished
     cell = outcome.path / "cells" / view_of(outcome).cells[0].cell
+    launches = view_of(outcome).cells[0].launches
     (cell / "launch-2" / "launch.json").write_text("{")
     (cell / "result.json").unlink()
     made = len(events(outcome.path, "launch"))
     run(scenario, resume=outcome.path)
     assert len(events(outcome.path, "launch")) == made + 1
     assert view_of(outcome).cells[0].outcome == "ok"
-    assert view_of(outcome).cells[0].launches == 3
+    assert view_of(outcome).cells[0].launches == launches
 
 
 def test_resume_in_another_environment_is_refused(finished: tuple[Path, RunOutcome], tmp_path: Path) -> None:
