@@ -18,8 +18,10 @@ from epbench.errors import RunError, StorageError
 from epbench.frames import cells_csv
 from epbench.records import RunView
 from epbench.report.comparison import Compared
+from epbench.report.data import RunData, read_run
 from epbench.report.details import details_of, environment_rows, provenance_rows
-from epbench.report.sections import Section, sections_of
+from epbench.report.sections import sections_of
+from epbench.report.sections.model import Chart, Section
 from epbench.report.tables import cell_columns, cells_table
 from epbench.report.text import clean
 from epbench.report.verdict import outcome_counts, verdicts
@@ -35,12 +37,10 @@ def write_report(run_path: Path, *, output: Path | None = None) -> Path:
 
     Raises RunError if the run cannot be read or the file cannot be there, StorageError if it cannot be written.
     """
-    from epbench.store import open_run
-
-    run = open_run(run_path)
-    page = build_html(run.view())
+    run = read_run(run_path)
+    assert run.path is not None
     try:
-        return _write(output or run.path / "report.html", page)
+        return _write(output or run.path / "report.html", build_html(run))
     except StorageError as error:
         raise StorageError(f"{error}; what was measured is kept, make room and: epbench report {run_path}") from error
 
@@ -69,7 +69,7 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def build_html(view: RunView) -> str:
+def build_html(run: RunView | RunData) -> str:
     """The report of a run as one self-contained page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -80,11 +80,11 @@ def build_html(view: RunView) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(**_context(view))
+    return environment.get_template("page.html.j2").render(**_context(Compared.of(run)))
 
 
-def _context(view: RunView) -> dict[str, Any]:
-    compared = Compared.of(view)
+def _context(compared: Compared) -> dict[str, Any]:
+    view = compared.view
     columns = cell_columns(compared)
     sections = sections_of(compared)
     return {
@@ -119,7 +119,7 @@ class _Parts:
     policy: str
     plotly: str
     data: str
-    figures: Any
+    figures: list[str]  # of each chart, packed
 
     @classmethod
     def of(cls, view: RunView, sections: tuple[Section, ...]) -> "_Parts":
@@ -127,14 +127,13 @@ class _Parts:
         from plotly.offline import get_plotlyjs
 
         script, plotly = (_HERE / "page.js").read_text(encoding="utf-8"), get_plotlyjs()
-        figures = [json.loads(chart.figure.json) for section in sections for chart in section.charts]
         return cls(
             style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
             script=Markup(script),
             policy=_policy(script, plotly),
             plotly=_packed(plotly),
             data=_packed(json.dumps({"json": view.model_dump_json(indent=1), "csv": cells_csv(view)})),
-            figures=Markup(_inert_json(figures)),
+            figures=[_packed_figures(chart) for section in sections for chart in section.charts],
         )
 
 
@@ -153,7 +152,6 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _inert_json(value: Any) -> str:
-    """JSON that no HTML parser can take for markup and no old script engine for a line end."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def _packed_figures(chart: Chart) -> str:
+    """The figures of all variants, as a JSON list."""
+    return _packed("[" + ",".join(variant.figure.json for variant in chart.variants) + "]")

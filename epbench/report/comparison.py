@@ -16,6 +16,7 @@ from typing import Any
 from epbench.analysis.statistics import Interval, launch_interval, ratio_interval
 from epbench.analysis.work import WAYS, work_key
 from epbench.records import CellResult, RunView
+from epbench.report.data import RunData
 from epbench.report.text import clean
 
 __all__ = [
@@ -122,14 +123,20 @@ class Group:
 class Compared:
     """A run with its cells named and grouped: what every table, chart and sentence is made from."""
 
-    view: RunView
+    data: RunData
     naming: Naming
     groups: tuple[Group, ...]
 
     @classmethod
-    def of(cls, view: RunView) -> "Compared":
-        """Name and group the cells of a run."""
-        return cls(view, Naming.of(view), groups_of(view))
+    def of(cls, run: RunView | RunData) -> "Compared":
+        """Name and group the cells of a run; of a view alone, no chart of what lies beside it can be made."""
+        data = run if isinstance(run, RunData) else RunData(run)
+        return cls(data, Naming.of(data.view), groups_of(data.view))
+
+    @property
+    def view(self) -> RunView:
+        """The run's records."""
+        return self.data.view
 
     @property
     def rank_word(self) -> str:

@@ -15,7 +15,13 @@
   }
 
   // Charts: plotly is unpacked when the first chart comes into view, each chart is drawn when it does.
-  const figures = JSON.parse(byId("figures").textContent);
+  const figures = new Map(); // chart to its variants
+  async function variantsOf(chart) {
+    if (!figures.has(chart)) figures.set(chart, JSON.parse(await unpack(`figures-${chart.dataset.figure}`)));
+    return figures.get(chart);
+  }
+  const shown = (chart) => chart.closest("figure").querySelector("select")?.selectedIndex ?? 0;
+
   let library = null;
 
   function loadPlotly() {
@@ -45,7 +51,7 @@
     chart.dataset.drawn = "pending";
     try {
       await loadPlotly();
-      const { data, layout } = figures[Number(chart.dataset.figure)];
+      const { data, layout } = (await variantsOf(chart))[shown(chart)];
       chart.replaceChildren();
       await Plotly.newPlot(chart, structuredClone(data), themed(layout), {
         responsive: true, displaylogo: false, displayModeBar: false,
@@ -60,8 +66,7 @@
   const MARGIN_PX = 300;
   const charts = all(".chart");
   for (const chart of charts) {
-    chart.style.minHeight = `${Number(chart.dataset.height)}px`;
-    chart.style.minWidth = `${Number(chart.dataset.width)}px`;
+    chart.style.minHeight = "280px";
   }
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((found) => found.isIntersecting)) {
@@ -82,7 +87,7 @@
   function applyTheme() {
     toggle.textContent = isDark() ? "Light" : "Dark";
     for (const chart of charts.filter((found) => found.dataset.drawn === "yes")) {
-      Plotly.relayout(chart, themed(figures[Number(chart.dataset.figure)].layout));
+      Plotly.relayout(chart, themed(figures.get(chart)[shown(chart)].layout));
     }
   }
 

@@ -3,23 +3,18 @@
 from collections.abc import Callable, Sequence
 
 from epbench.records import CellResult
-from epbench.report.comparison import Compared, is_measured
+from epbench.report.comparison import Compared, Group, is_measured
 from epbench.report.tables import peak_bytes
 
-__all__ = ["Rows", "communicating", "mode_pairs", "mode_rows", "size_rows", "weighed"]
+__all__ = ["Rows", "mode_pairs", "mode_rows", "size_rows", "weighed"]
 
 Rows = list[tuple[str, tuple[CellResult, ...]]]
 
 
-def mode_rows(compared: Compared) -> Rows:
-    """Layouts with their measured modes, group by group, the fastest layout of a group first."""
-    naming = compared.naming
-    rows: Rows = []
-    for group in compared.groups:
-        found = _by(naming.layout, group.measured)
-        found.sort(key=lambda row: min(cell.step_s or 0.0 for cell in row[1]))
-        rows += [(naming.with_work(name, cells[0]), cells) for name, cells in found]
-    return rows
+def mode_rows(compared: Compared, group: Group) -> Rows:
+    """Layouts of a group with their measured modes, the fastest layout first."""
+    rows = _by(compared.naming.layout, group.measured)
+    return sorted(rows, key=lambda row: min(cell.step_s or 0.0 for cell in row[1]))
 
 
 def mode_pairs(rows: Rows) -> list[tuple[str, CellResult, CellResult]]:
@@ -41,11 +36,6 @@ def size_rows(compared: Compared) -> Rows:
 
     cells = [cell for cell in compared.view.cells if is_measured(cell)]
     return [row for row in _by(name, cells) if len({naming.size(cell) for cell in row[1]}) > 1]
-
-
-def communicating(compared: Compared) -> list[CellResult]:
-    """Measured cells with at least one all-to-all, group by group."""
-    return [cell for cell in compared.measured if cell.all_to_all]
 
 
 def weighed(compared: Compared, cells: Sequence[CellResult]) -> list[CellResult]:

@@ -248,7 +248,7 @@ def collectives_table(compared: Compared, cells: Iterable[CellResult]) -> Table:
         "busbw, GB/s",
         "ceiling, GB/s",
     )
-    rows = [_collective(compared.naming.full(cell), row) for cell in cells for row in cell.all_to_all]
+    rows = [_collective(compared.naming.arm(cell), row) for cell in cells for row in cell.all_to_all]
     return _table(titles, rows, texts=4)
 
 

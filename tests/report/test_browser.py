@@ -45,8 +45,8 @@ def drawn(html: str) -> list[str]:
 
 def test_every_chart_draws_and_the_console_stays_silent(tmp_path: Path) -> None:
     html, console = dom(build_html(sample_view()), tmp_path, size="1200,4500")
-    assert drawn(html) == ["yes"] * 6
-    assert html.count('class="main-svg"') >= 6
+    assert drawn(html) == ["yes"] * 5
+    assert html.count('class="main-svg"') >= 5
     assert "The chart needs JavaScript" not in html.partition('<script type="application/json"')[0]
     assert console == ""
 

@@ -19,6 +19,7 @@ from epbench.memory_records import MemoryDetail
 from epbench.records import CollectiveRow, GpuTelemetry, RunView, Spread, Telemetry
 from epbench.report import build
 from epbench.report.build import build_html, write_csv, write_report
+from epbench.report.comparison import Compared
 from epbench.report.details import details_of
 from epbench.report.text import UNKNOWN, gib, percent
 from epbench.store import RunDirectory
@@ -269,8 +270,8 @@ def test_24_cells_fit_in_3_megabytes() -> None:
 
 
 def test_a_template_that_asks_for_what_is_not_there_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_title(make: Callable[[RunView], dict[str, Any]]) -> Callable[[RunView], dict[str, Any]]:
-        return lambda view: {key: value for key, value in make(view).items() if key != "title"}
+    def without_title(make: Callable[[Compared], dict[str, Any]]) -> Callable[[Compared], dict[str, Any]]:
+        return lambda compared: {key: value for key, value in make(compared).items() if key != "title"}
 
     monkeypatch.setattr(build, "_context", without_title(build._context))
     with pytest.raises(UndefinedError, match="title"):

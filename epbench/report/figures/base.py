@@ -1,0 +1,126 @@
+"""What all charts of a report share; each is plotly JSON, drawn by ``page.js`` when they come into view.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; every pair of series also differs in
+shape or hatching. Titles and captions live in the page. Text and grid colours follow the page's theme and are
+set when a chart is drawn; what has a colour here can be read on white and on black. Rows sit at integer
+positions with their names as tick texts, so that two equal names never merge into one row.
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from epbench.analysis.statistics import Interval
+from epbench.report.text import clean
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "MODES",
+    "ORANGE",
+    "PURPLE",
+    "SERIES",
+    "SKY",
+    "YELLOW",
+    "Figure",
+    "bars",
+    "finished",
+    "hatched",
+    "interval_points",
+    "mode_marker",
+    "name_rows",
+    "safe",
+]
+
+BLUE, ORANGE, GREEN, SKY, YELLOW, PURPLE = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#E69F00", "#CC79A7"
+GREY = "#8a8f98"
+MODES = {"eager": (ORANGE, "circle-open"), "compiled": (BLUE, "circle")}
+SERIES = (
+    (BLUE, "circle"),
+    (ORANGE, "diamond"),
+    (GREEN, "square"),
+    (PURPLE, "cross"),
+    (YELLOW, "triangle-up"),
+)
+_ROW_PX, _CHARACTER_PX, _PLOT_PX = 30, 7, 180
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One chart: plotly's JSON, its size in pixels, and what a screen reader says instead."""
+
+    json: str
+    height: int
+    min_width: int  # narrower screens scroll the chart sideways
+    label: str
+
+
+def interval_points(points: Sequence[tuple[int, Interval | None]], *, scale: float) -> dict[str, Any]:
+    """x, y and asymmetric error bars of the known intervals."""
+    known = [(at, found) for at, found in points if found is not None]
+    above = [scale * ((found.high or found.value) - found.value) for _, found in known]
+    below = [scale * (found.value - (found.low or found.value)) for _, found in known]
+    bars = {
+        "type": "data",
+        "symmetric": False,
+        "array": above,
+        "arrayminus": below,
+        "thickness": 2,
+        "width": 5,
+    }
+    return {"x": [scale * found.value for _, found in known], "y": [at for at, _ in known], "error_x": bars}
+
+
+def bars(lengths: Sequence[float]) -> dict[str, Any]:
+    """Horizontal bars in rows 0, 1, 2, ...; one of no length is left out."""
+    return {"x": [length or None for length in lengths], "y": list(range(len(lengths))), "orientation": "h"}
+
+
+def hatched(color: str) -> dict[str, Any]:
+    """A marker that is told from the plain one of the same colour without colour."""
+    pattern = {"shape": "/", "fgcolor": color, "bgcolor": "rgba(0,0,0,0)", "size": 6, "solidity": 0.35}
+    return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
+
+
+def mode_marker(mode: str) -> dict[str, Any]:
+    """Colour and symbol of a mode, the same in every chart."""
+    color, symbol = MODES.get(mode, (GREEN, "square"))
+    return {"color": color, "symbol": symbol, "size": 11, "line": {"width": 2, "color": color}}
+
+
+def name_rows(figure: Any, names: Sequence[str]) -> None:
+    """Rows from top to bottom at 0, 1, 2, ... with their names."""
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=list(range(len(names))),
+        ticktext=[safe(name) for name in names],
+        range=[len(names) - 0.4, -0.6],
+        zeroline=False,
+        showgrid=False,
+    )
+
+
+def safe(text: str) -> str:
+    """A name as plotly text, which reads some HTML: escaped, so that it stays a name."""
+    return html.escape(clean(text, 160), quote=False)
+
+
+def finished(figure: Any, *, rows: int, label: str, row_px: int = _ROW_PX) -> Figure:
+    """The figure with what all charts share; ``rows`` give the height, row names the least width."""
+    height = 130 + row_px * rows
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 8, "r": 24, "t": 8, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        hoverlabel={"align": "left"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
+    )
+    figure.update_xaxes(automargin=True, zeroline=False, title_standoff=8)
+    figure.update_yaxes(automargin=True)
+    names = figure.layout.yaxis.ticktext or ("",)
+    min_width = _PLOT_PX + _CHARACTER_PX * max(map(len, names))
+    return Figure(str(figure.to_json()), height, min_width, label)
