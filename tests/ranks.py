@@ -4,8 +4,10 @@ A fresh world per call: process groups that a layout makes are never cleaned up 
 threads and descriptors into the next case), and a world that failed is thrown away with whatever it hung in.
 """
 
+import faulthandler
 import multiprocessing
 import os
+import select
 import tempfile
 import traceback
 import warnings
@@ -20,6 +22,7 @@ from typing import Any
 __all__ = ["run_on_ranks"]
 
 _TIMEOUT_S = 240.0
+_STACKS_AFTER_S = 200.0  # a rank that is still at work writes down where it is
 
 
 Work = tuple[Callable[..., Any], Any, str]  # function, arguments, backend
@@ -29,6 +32,7 @@ def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: Work) 
     import torch
     import torch.distributed as dist
 
+    faulthandler.dump_traceback_later(_STACKS_AFTER_S, file=os.open(_stacks(store, rank), os.O_CREAT | os.O_WRONLY))
     warnings.simplefilter("error")
     for dynamo_looks_at in ("The .grad attribute", "<class 'torch.autograd.function.Function'> should not be"):
         warnings.filterwarnings("ignore", message=dynamo_looks_at)
@@ -45,9 +49,21 @@ def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: Work) 
             timeout=timedelta(seconds=_TIMEOUT_S),
         )
         pipe.send((True, function(*arguments)))
+        _linger(pipe)
     except BaseException:
         pipe.send((False, traceback.format_exc()))
     os._exit(0)
+
+
+def _stacks(store: str, rank: int) -> str:
+    return f"{store}-stacks-{rank}"
+
+
+def _linger(pipe: Connection) -> None:
+    """Until nobody reads the pipe: a rank that left at once could not answer one that still connects a new group."""
+    reader = select.poll()
+    reader.register(pipe.fileno(), 0)  # an error is always reported: the other end is closed
+    reader.poll(_TIMEOUT_S * 1000)
 
 
 def _context(backend: str) -> ForkServerContext | SpawnContext:
@@ -60,7 +76,7 @@ def _context(backend: str) -> ForkServerContext | SpawnContext:
 
 
 @contextmanager
-def _world(size: int, work: Work) -> Iterator[list[Connection]]:
+def _world(size: int, work: Work) -> Iterator[tuple[list[Connection], str]]:
     context = _context(work[2])
     pipes = [context.Pipe(duplex=False) for _ in range(size)]
     processes: list[ForkServerProcess | SpawnProcess] = []
@@ -72,16 +88,18 @@ def _world(size: int, work: Work) -> Iterator[list[Connection]]:
                 process.start()
                 theirs.close()
                 processes.append(process)
-            yield [ours for ours, _ in pipes]
+            yield [ours for ours, _ in pipes], store
         finally:
             for process in processes:
                 process.kill()
                 process.join()
 
 
-def _receive(pipe: Connection, rank: int) -> tuple[bool, Any]:
+def _receive(pipe: Connection, rank: int, store: str) -> tuple[bool, Any]:
     if not pipe.poll(_TIMEOUT_S):
-        return False, f"rank {rank} did not answer within {_TIMEOUT_S:.0f} s"
+        where = Path(_stacks(store, rank))
+        stacks = where.read_text(encoding="utf-8") if where.exists() else "it never began"
+        return False, f"rank {rank} did not answer within {_TIMEOUT_S:.0f} s; it was at\n{stacks}"
     try:
         answer: tuple[bool, Any] = pipe.recv()
     except EOFError:
@@ -95,8 +113,8 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any,
     With ``backend="nccl"`` rank r has GPU r. AssertionError with the traceback of the first rank that failed on its
     own account.
     """
-    with _world(world_size, (function, arguments, backend)) as pipes:
-        results = [_receive(pipe, rank) for rank, pipe in enumerate(pipes)]
+    with _world(world_size, (function, arguments, backend)) as (pipes, store):
+        results = [_receive(pipe, rank, store) for rank, pipe in enumerate(pipes)]
     failures = [f"rank {rank} failed:\n{value}" for rank, (ok, value) in enumerate(results) if not ok]
     peers = ("Connection closed by peer", "Connection reset by peer", "Timed out")
     failures.sort(key=lambda text: any(secondary in text for secondary in peers))
