@@ -66,6 +66,11 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
     numbers: tuple[bool, ...]
 
+    @classmethod
+    def of(cls, titles: Sequence[str], rows: Iterable[tuple[Value, ...]], *, texts: int) -> "Table":
+        """A table whose first ``texts`` columns are text and whose others are numbers."""
+        return cls(tuple(titles), tuple(rows), tuple(index >= texts for index in range(len(titles))))
+
 
 def cell_columns(compared: Compared) -> tuple[Column, ...]:
     """The columns of the table of all cells."""
@@ -346,4 +351,4 @@ def _sizes(cell: CellResult) -> tuple[Value, Value, Value]:
 
 def _table(titles: tuple[str, ...], rows: Sequence[tuple[Value, ...]], *, texts: int) -> Table:
     """A table whose first ``texts`` columns are text."""
-    return Table(titles, tuple(rows), tuple(index >= texts for index in range(len(titles))))
+    return Table.of(titles, rows, texts=texts)
