@@ -31,6 +31,7 @@ __all__ = [
     "interval_points",
     "mode_marker",
     "name_rows",
+    "rounded",
     "safe",
 ]
 
@@ -105,6 +106,11 @@ def name_rows(figure: Any, names: Sequence[str]) -> None:
 def safe(text: str) -> str:
     """A name as plotly text, which reads some HTML: escaped, so that it stays a name."""
     return html.escape(clean(text, 160), quote=False)
+
+
+def rounded(value: float | None, digits: int = 4) -> float | None:
+    """A number with so many significant digits: a chart needs no more, and the page has a size to keep."""
+    return None if value is None else float(f"{value:.{digits}g}")
 
 
 def finished(figure: Any, *, rows: int, label: str, row_px: int = _ROW_PX) -> Figure:
