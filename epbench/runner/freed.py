@@ -37,16 +37,17 @@ def wait_until_free(
     nvml: Nvml | None,
     before: Mapping[str, int],
     *,
+    interrupted: Callable[[], bool] = lambda: False,
     cap_s: float = CAP_S,
     pause: Callable[[float], object] = time.sleep,
 ) -> float:
-    """Waits until no GPU of ``before`` holds more than it did then; returns the seconds that it took.
+    """Waits until no GPU of ``before`` holds more than it did then, or Ctrl-C came; returns the seconds that it took.
 
     Raises UnfitMachineError after ``cap_s``, naming the GPU, what it holds and who holds it as far as the driver
     tells (in a container it may know no process), or at once if the driver has lost a GPU.
     """
     waited_s = 0.0
-    while held := _held(nvml, before):
+    while not interrupted() and (held := _held(nvml, before)):
         if waited_s >= cap_s:
             raise UnfitMachineError("; ".join(_sentence(nvml, gpu, more, cap_s) for gpu, more in held.items()))
         pause(_POLL_S)

@@ -128,11 +128,14 @@ class Session:
             if not server.start(lambda: interrupt.seen):
                 return False
         progress.does("canary before the first launch")
+        before = memory_in_use(self._nvml, self._gpus)
         with self._watch.of("canary"):
             warnings = self._sitting.begin(server, lambda: interrupt.seen)
+            wait_until_free(self._nvml, before, interrupted=lambda: interrupt.seen)
         _warn(progress, warnings)
         with self._watch.of("collectives_alone"):
             self._sweep(server, interrupt=interrupt, progress=progress)
+            wait_until_free(self._nvml, before, interrupted=lambda: interrupt.seen)
         return not interrupt.seen
 
     def _sweep(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> None:
@@ -186,7 +189,7 @@ class Session:
         self._done += 1
         progress.ends(record, self._outlook(entry), _held_back(record))
         if verdict.outcome != "ok":
-            wait_until_free(self._nvml, before)
+            wait_until_free(self._nvml, before, interrupted=lambda: interrupt.seen)
 
     def _outlook(self, entry: CellEntry, *, running_s: float = 0.0) -> Outlook:
         """How far the sitting is, and what is known of the cell that it works on."""

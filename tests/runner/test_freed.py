@@ -66,3 +66,8 @@ def test_who_keeps_it_is_said(nvml: FakeNvml, sentence: str) -> None:
 @pytest.mark.parametrize("nvml", [None, FakeNvml(g=[{}])])
 def test_a_driver_that_cannot_tell_is_not_waited_for(nvml: Nvml | None) -> None:
     assert memory_in_use(nvml, ["g"]) == {}
+
+
+def test_ctrl_c_ends_the_waiting() -> None:
+    looks = iter([False, False, True])
+    assert wait_until_free(driver(60.0), {"g": GIB}, interrupted=lambda: next(looks), pause=lambda _: None) == 1.0
