@@ -18,7 +18,7 @@ from statistics import fmean, median, stdev
 
 from epbench.records import CellResult, LaunchValue
 
-__all__ = ["ALPHA", "METRICS", "POWER", "Noise", "noise_of", "smallest_detectable_change"]
+__all__ = ["ALPHA", "METRICS", "POWER", "Noise", "machine_start", "noise_of", "smallest_detectable_change"]
 
 ALPHA = 0.01  # false alarms
 POWER = 0.95
@@ -50,7 +50,7 @@ def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
         return None
     starts: dict[Hashable, list[float]] = defaultdict(list)
     for launch in known:
-        starts[_start_of(launch)].append(math.log(getattr(launch, metric)))
+        starts[machine_start(launch)].append(math.log(getattr(launch, metric)))
     between = _pooled(list(starts.values()))
     return Noise(
         metric=metric,
@@ -63,8 +63,10 @@ def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
     )
 
 
-def _start_of(launch: LaunchValue) -> Hashable:
-    return tuple(launch.host.get("names", ())), tuple(launch.host.get("gpu_uuids", ()))
+def machine_start(launch: LaunchValue) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Host names and GPUs of a launch: a machine that was started anew has others. Empty where nothing is recorded."""
+    names, gpus = (tuple(map(str, launch.host.get(key) or ())) for key in ("names", "gpu_uuids"))
+    return names, gpus
 
 
 def _within(launches: Sequence[LaunchValue], metric: str) -> float | None:

@@ -1,4 +1,4 @@
-"""What stands behind one row of the table of cells, and what the whole run depends on."""
+"""What stands behind one row of the table of cells: configuration, the way to run it again, files, every launch."""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,16 @@ from typing import Any
 
 from epbench.analysis.comm import above_ceiling
 from epbench.memory_records import MemoryDetail
-from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunView, Spread
-from epbench.report.text import UNKNOWN, clean, error, gib, ms, number, percent
+from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunRecord, Spread
+from epbench.report.data import RunData
+from epbench.report.provenance import environment_rows, provenance_rows
+from epbench.report.text import UNKNOWN, clean, error, gib, join, ms, number, percent
 
 __all__ = ["Details", "details_of", "environment_rows", "provenance_rows"]
 
 Rows = tuple[tuple[str, str], ...]  # (what, text)
+_OF_ONE_TIME = ("--only", "--resume", "--budget")  # options of a command that another run of one cell has no use for
+_FILES = ("result.json", "memory.json", "routing.json", "routing.npy", "trace.json.gz", "*/trace", "*/stderr.log")
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,11 @@ class Details:
     rows: Rows
 
 
-def details_of(cell: CellResult) -> Details:
-    """Everything about a cell that its row has no place for."""
+def details_of(cell: CellResult, run: RunData | None = None) -> Details:
+    """Everything about a cell that its row has no place for; of its ``run``, how to run it again and its files."""
     rows = (
         ("cell", clean(cell.cell, 300)),
+        *(_run_rows(cell, run) if run else ()),
         ("model", _settings(cell.model)),
         ("train", _settings(cell.train)),
         ("verify", _verify(cell)),
@@ -42,6 +47,40 @@ def details_of(cell: CellResult) -> Details:
     )
     reason = clean(cell.reason, 1000) if cell.reason else ""
     return Details(cell.cell, reason, cell.expected, rows)
+
+
+def _run_rows(cell: CellResult, run: RunData) -> Rows:
+    files = _files(cell, run)
+    return (
+        ("command", clean(shlex.join(_command(cell, run.view.run)), 1000)),
+        ("files", clean(f"cells/{cell.cell}/ has {join(files)}", 2000) if files else UNKNOWN),
+    )
+
+
+def _command(cell: CellResult, run: RunRecord) -> list[str]:
+    """What ran the scenario, for this cell only; without the options that belonged to that one time."""
+    words = iter(run.command if run.scenario_path in run.command else ["epbench", "run", run.scenario_path])
+    kept = []
+    for word in words:
+        if word in _OF_ONE_TIME:
+            next(words, None)
+        elif not word.startswith(tuple(f"{option}=" for option in _OF_ONE_TIME)):
+            kept.append(word)
+    return [*kept, "--only", cell.cell]
+
+
+def _files(cell: CellResult, run: RunData) -> list[str]:
+    """What is in the cell's directory, or of a view without one, the files that its records came from."""
+    if run.path is not None:
+        place = run.path / "cells" / cell.cell
+        found = sorted({path for pattern in _FILES for path in place.glob(pattern)})
+        return [f"{path.relative_to(place)}{'/' if path.is_dir() else ''}" for path in found]
+    known = {
+        "result.json": cell.outcome,
+        "memory.json": run.timelines.get(cell.cell),
+        "routing.json": run.copies.get(cell.cell),
+    }
+    return [name for name, record in known.items() if record is not None]
 
 
 def _settings(table: dict[str, Any]) -> str:
@@ -137,40 +176,3 @@ def _gpus(cell: CellResult) -> str:
 
 def _range(spreads: Sequence[Spread]) -> str:
     return f"{min(spread.low for spread in spreads):.0f} to {max(spread.high for spread in spreads):.0f}"
-
-
-def environment_rows(view: RunView) -> Rows:
-    """The machine in short: what stands under the verdict."""
-    machine = view.environment
-    memory = f", {gib(machine.device_memory_bytes)} GiB" if machine.device_memory_bytes else ""
-    return (
-        ("device", f"{machine.world_size} x {clean(machine.device_name)}{memory}"),
-        ("torch", clean(machine.torch)),
-        ("started", clean(view.run.started)),
-        ("protocol", str(view.protocol)),
-    )
-
-
-def provenance_rows(view: RunView) -> Rows:
-    """What is needed to run it again and to know whether two runs may be compared."""
-    machine, run = view.environment, view.run
-    versions = {
-        "torch": machine.torch,
-        "CUDA": machine.cuda,
-        "NCCL": machine.nccl,
-        "driver": machine.driver,
-        "Python": machine.python,
-    }
-    return (
-        ("run", clean(run.name)),
-        ("command", clean(shlex.join(run.command), 1000)),
-        ("scenario", f"{clean(run.scenario_path)}, digest {clean(run.scenario_digest)}"),
-        ("started", clean(run.started)),
-        ("device", f"{clean(machine.device_name)} ({clean(run.device_reason)})"),
-        ("versions", ", ".join(f"{name} {clean(text)}" for name, text in versions.items() if text)),
-        ("variables", _settings(dict(machine.variables))),
-        ("epbench code", clean(machine.code)),
-        ("environment digest", clean(machine.digest)),
-        ("protocol", f"{view.protocol} (results of different protocols are never compared)"),
-        ("schema", str(run.schema_version)),
-    )

@@ -1,0 +1,129 @@
+"""What a run depends on: what was asked, on which machine, with which software, and what differs from another run's."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from epbench.analysis.noise import machine_start
+from epbench.records import EnvironmentRecord, RunView, Sitting
+from epbench.report.text import clean, gib, join, number
+
+__all__ = ["Difference", "environment_rows", "provenance_diff", "provenance_rows"]
+
+Rows = tuple[tuple[str, str], ...]  # (what, text)
+_NOT_SET = "not set"
+_DIGEST = 12  # characters of one that are shown where two are compared
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that two runs do not share, with its text in either."""
+
+    what: str
+    reference: str
+    here: str
+
+
+def environment_rows(view: RunView) -> Rows:
+    """The machine in short: what stands under the verdict."""
+    machine = view.environment
+    memory = f", {gib(machine.device_memory_bytes)} GiB" if machine.device_memory_bytes else ""
+    return (
+        ("device", f"{machine.world_size} x {clean(machine.device_name)}{memory}"),
+        ("torch", clean(machine.torch)),
+        ("started", clean(view.run.started)),
+        ("protocol", str(view.protocol)),
+    )
+
+
+def provenance_rows(view: RunView) -> Rows:
+    """What is needed to run it again and to know whether two runs may be compared."""
+    machine, run = view.environment, view.run
+    versions = (f"{name} {clean(text)}" for name, text in _versions(machine).items() if text)
+    variables = (f"{clean(name, 60)}={clean(value, 120)}" for name, value in machine.variables.items())
+    return (
+        ("run", clean(run.name)),
+        ("command", clean(shlex.join(run.command), 1000)),
+        ("scenario", f"{clean(run.scenario_path)}, digest {clean(run.scenario_digest)}"),
+        ("started", clean(run.started)),
+        ("device", f"{clean(machine.device_name)} ({clean(run.device_reason)})"),
+        *_starts(view),
+        ("versions", ", ".join(versions)),
+        ("variables", ", ".join(variables) or "none that changes results"),
+        ("epbench code", clean(machine.code)),
+        ("environment digest", clean(machine.digest)),
+        ("protocol", f"{view.protocol} (results of different protocols are never compared)"),
+        ("schema", str(run.schema_version)),
+        *((f"sitting {at}", _sitting(one)) for at, one in enumerate(run.sittings, start=1)),
+    )
+
+
+def _versions(machine: EnvironmentRecord) -> Mapping[str, str | None]:
+    return {
+        "torch": machine.torch,
+        "CUDA": machine.cuda,
+        "NCCL": machine.nccl,
+        "driver": machine.driver,
+        "Python": machine.python,
+    }
+
+
+def _starts(view: RunView) -> Iterator[tuple[str, str]]:
+    """On which machines the launches ran; nothing where no launch says so."""
+    counts: dict[str, int] = {}
+    for launch in (launch for cell in view.cells for launch in cell.launch_values):
+        names, gpus = machine_start(launch)
+        if names or gpus:
+            on = f" with {join([clean(gpu, 8) for gpu in gpus])}" if gpus else ""
+            text = f"{join([clean(name, 60) for name in names]) if names else 'a host without a name'}{on}"
+            counts[text] = counts.get(text, 0) + 1
+    if counts:
+        yield "machine starts", "; ".join(f"{text}: {count} launches" for text, count in counts.items())
+
+
+def _sitting(sitting: Sitting) -> str:
+    """When it began and what its time went to; one that was cut off has no such account."""
+    head = f"began {clean(sitting.started, 60)}"
+    if not sitting.spent_s:
+        return f"{head}; what it spent is not recorded, as it was cut off or is still running"
+    parts = [f"{clean(what, 60).replace('_', ' ')} {number(seconds)} s" for what, seconds in sitting.spent_s.items()]
+    return f"{head}; took {number(sum(sitting.spent_s.values()))} s: {', '.join(parts)}"
+
+
+def provenance_diff(view: RunView, reference: RunView) -> tuple[Difference, ...]:
+    """Each thing in which two runs' protocols, scenarios and environments differ, named; empty if in nothing.
+
+    Host names, GPUs and times are no part of it: they differ between any two runs.
+    """
+    here, there = (dict(_compared(one)) for one in (view, reference))
+    names = dict.fromkeys([*here, *there])
+    pairs = ((what, there.get(what, _NOT_SET), here.get(what, _NOT_SET)) for what in names)
+    return tuple(Difference(what, *_told_apart(old, new)) for what, old, new in pairs if old != new)
+
+
+def _compared(view: RunView) -> Iterator[tuple[str, str]]:
+    """Every compared thing by its name, with its whole text."""
+    machine, run = view.environment, view.run
+    yield "protocol", str(view.protocol)
+    yield "schema", str(run.schema_version)
+    yield "scenario", run.scenario_path
+    yield "scenario digest", run.scenario_digest
+    yield "device", machine.device_name
+    yield "kind of device", machine.device
+    yield "device memory, GiB", _NOT_SET if machine.device_memory_bytes is None else gib(machine.device_memory_bytes)
+    yield "ranks", str(machine.world_size)
+    yield from ((name, text or _NOT_SET) for name, text in _versions(machine).items())
+    yield "epbench code", machine.code
+    yield from ((f"variable {clean(name, 60)}", value) for name, value in machine.variables.items())
+
+
+def _told_apart(old: str, new: str) -> tuple[str, str]:
+    """Two different texts, short; whole ones where their beginnings are the same."""
+    short = (clean(old, 60), clean(new, 60))
+    if all(_is_digest(text) for text in (old, new)) and old[:_DIGEST] != new[:_DIGEST]:
+        return old[:_DIGEST], new[:_DIGEST]
+    return short if short[0] != short[1] else (clean(old, 1000), clean(new, 1000))
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and all(character in "0123456789abcdef" for character in text)
