@@ -6,7 +6,7 @@ from typing import Literal
 from epbench.report.figures.base import Figure
 from epbench.report.tables import Table
 
-__all__ = ["INTERVALS", "Chart", "Picker", "Section", "Variant"]
+__all__ = ["INTERVALS", "Chart", "Picker", "Section", "TitledTable", "Variant"]
 
 INTERVALS = "Bars are 95 % intervals over launches; a point without a bar has fewer than three valid launches."
 Picker = Literal["work", "cell"]
@@ -34,6 +34,15 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class TitledTable:
+    """A table that stands below the charts of a section and belongs to none of them."""
+
+    title: str
+    table: Table
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """One heading of the report; ``missing`` says why it has no chart. ``table`` is shown without one."""
 
@@ -43,3 +52,4 @@ class Section:
     missing: str = ""
     note: str = ""
     table: Table | None = None
+    tables: tuple[TitledTable, ...] = ()
