@@ -8,19 +8,17 @@ from pydantic import ValidationError
 from epbench.cells import ModelSpec, TrainSpec
 from epbench.flops import flops_per_token
 from epbench.packing import attended_length
-from epbench.records import CellResult, CollectiveRow, CompileRecord, VerifyRecord
+from epbench.records import CellResult, CompileRecord, VerifyRecord
 from epbench.report.comparison import Compared, launch_spread, speed_ratio, step_launches
 from epbench.report.text import (
     UNKNOWN,
     clean,
     error,
-    gb_per_s,
     gib,
     interval,
     number,
     percent,
     speed_up,
-    us,
 )
 from epbench.report.verdict import NOT_RUN
 
@@ -30,7 +28,6 @@ __all__ = [
     "Value",
     "cell_columns",
     "cells_table",
-    "collectives_table",
     "memory_table",
     "modes_table",
     "peak_bytes",
@@ -232,46 +229,6 @@ def _modes_row(name: str, modes: dict[str, CellResult]) -> tuple[Value, ...]:
         _number(record.seconds),
         _number(record.graph_breaks, 1),
         _number(record.recompiles, 1),
-    )
-
-
-def collectives_table(compared: Compared, cells: Iterable[CellResult]) -> Table:
-    """Every kind of all-to-all call of every cell: how large, how long, how fast."""
-    titles = (
-        "cell",
-        "purpose",
-        "phase",
-        "axis",
-        "calls/step",
-        "MiB/call",
-        "transfer, ms/step",
-        "wait, ms/step",
-        "p50, µs",
-        "p95, µs",
-        "alone, µs",
-        "algbw, GB/s",
-        "busbw, GB/s",
-        "ceiling, GB/s",
-    )
-    rows = [_collective(compared.naming.arm(cell), row) for cell in cells for row in cell.all_to_all]
-    return _table(titles, rows, texts=4)
-
-
-def _collective(name: str, row: CollectiveRow) -> tuple[Value, ...]:
-    texts = tuple(Value(clean(text, 40)) for text in (row.purpose, row.phase, row.axis))
-    return (
-        Value(name),
-        *texts,
-        _number(row.calls_per_step),
-        Value(number(row.bytes / 2**20), row.bytes),
-        Value(number(row.transfer_s * 1e3), row.transfer_s),
-        Value(number(row.wait_s * 1e3), row.wait_s),
-        Value(us(row.p50_s), row.p50_s),
-        Value(us(row.p95_s), row.p95_s),
-        Value(us(row.isolated_s), row.isolated_s),
-        Value(gb_per_s(row.algbw_bytes_per_s), row.algbw_bytes_per_s),
-        Value(gb_per_s(row.busbw_bytes_per_s), row.busbw_bytes_per_s),
-        Value(gb_per_s(row.ceiling_busbw_bytes_per_s), row.ceiling_busbw_bytes_per_s),
     )
 
 

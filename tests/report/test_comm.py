@@ -10,7 +10,7 @@ from epbench.comm_records import OPS, WAYS, CommPoint, CommRecord, Partition, Sw
 from epbench.records import CellResult, Spread
 from epbench.report.comm import render_collectives, render_comm, size_text
 from epbench.report.comparison import Compared
-from epbench.report.tables import collectives_table
+from epbench.report.sections.communication_tables import collectives_table
 from tests.report.sample import DP4_EP4, HOSTILE, measured_cell, sample_view, view_of
 
 PAIRS = Partition(

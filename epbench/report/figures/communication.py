@@ -1,6 +1,9 @@
-"""Time a step in all-to-all, by cell, purpose and phase."""
+"""Collectives of a step: what they take by purpose and phase, beside the same bytes alone, and bytes per mesh axis."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from epbench.records import CellResult, CollectiveRow
 from epbench.report.comparison import Compared
@@ -10,52 +13,118 @@ from epbench.report.figures.base import (
     GREY,
     ORANGE,
     PURPLE,
-    SERIES,
+    SKY,
     YELLOW,
     Figure,
-    bars,
     finished,
-    hatched,
     name_rows,
+    rounded,
     safe,
 )
 
-__all__ = ["all_to_all_figure"]
+__all__ = ["OTHER", "Looks", "axis_bytes_figure", "beside_alone_figure", "collectives_figure", "kind_of"]
+
+OTHER = "other kinds"
+# Colour, and the hatching of what was waited: series can be told apart without colour, by hatching or its place.
+_LOOKS = ((BLUE, "/"), (ORANGE, "\\"), (GREEN, "x"), (PURPLE, "-"), (YELLOW, "|"), (SKY, "+"))
+_OTHER_LOOK = (GREY, ".")
 
 
-_PURPOSES = {
-    "dispatch": BLUE,
-    "combine": ORANGE,
-    "count_exchange": PURPLE,
-    "ulysses_in": GREEN,
-    "ulysses_out": YELLOW,
-}
+def kind_of(row: CollectiveRow) -> str:
+    """Purpose and op in one name: ``dispatch``, which is an all-to-all always, but ``all_gather fsdp``."""
+    is_told = row.op == "all_to_all" and row.purpose != "other"
+    return row.purpose if is_told else f"{row.op} {row.purpose}"
 
 
-def all_to_all_figure(compared: Compared, cells: Sequence[CellResult]) -> Figure:
-    """Seconds a step in all-to-all by cell and phase: transfer solid, waiting hatched, stacked by purpose."""
+@dataclass(frozen=True)
+class Looks:
+    """Which series have a colour of their own, the same in all charts of a run; what is left is folded into one."""
+
+    names: tuple[str, ...]
+    folded: tuple[str, ...]
+
+    @classmethod
+    def of(cls, shares: Iterable[tuple[str, float]]) -> "Looks":
+        """The largest series, each by the largest of its ``shares``; one alone that would be left is not folded."""
+        largest: dict[str, float] = defaultdict(float)
+        for name, share in shares:
+            largest[name] = max(largest[name], share)
+        ranked = sorted(largest, key=lambda name: (-largest[name], name))
+        count = len(_LOOKS) + (len(ranked) == len(_LOOKS) + 1)
+        return cls(tuple(ranked[:count]), tuple(ranked[count:]))
+
+    def name(self, series: str) -> str:
+        """The series, or the one that it is folded into."""
+        return series if series in self.names else OTHER
+
+    def all(self) -> list[tuple[str, str, str]]:
+        """(name, colour, hatching) of every series, the largest first."""
+        looks = [(name, *look) for name, look in zip(self.names, (*_LOOKS, _OTHER_LOOK), strict=False)]
+        return [*looks, (OTHER, *_OTHER_LOOK)] if self.folded else looks
+
+
+def collectives_figure(compared: Compared, cells: Sequence[CellResult], looks: Looks) -> Figure:
+    """Milliseconds a step by cell and phase: first the transfers, solid, then the waits, hatched; exposed is marked."""
     import plotly.graph_objects as go
 
-    rows = [(cell, phase) for cell in cells for phase in dict.fromkeys(row.phase for row in cell.all_to_all)]
-    purposes = dict.fromkeys(row.purpose for cell in cells for row in cell.all_to_all)
+    rows = [(cell, phase) for cell in cells for phase in dict.fromkeys(row.phase for row in cell.collectives)]
     figure = go.Figure()
-    for index, purpose in enumerate(sorted(purposes, key=_purpose_order)):
-        color = _PURPOSES.get(purpose, SERIES[index % len(SERIES)][0])
-        calls = [_calls(cell, purpose, phase) for cell, phase in rows]
-        transfer_ms = [1e3 * sum(row.transfer_s for row in found) for found in calls]
-        wait_ms = [1e3 * sum(row.wait_s for row in found) for found in calls]
-        figure.add_bar(**bars(transfer_ms), name=safe(purpose), marker={"color": color})
-        figure.add_bar(**bars(wait_ms), name=safe(f"{purpose}, waiting"), showlegend=False, marker=hatched(color))
-    figure.add_bar(x=[None], y=[0], orientation="h", name="waiting", marker=hatched(GREY))
+    for name, color, shape in looks.all():
+        transfers = [_ms(_calls(cell, phase, name, looks), lambda row: row.transfer_s) for cell, phase in rows]
+        if any(transfers):
+            figure.add_bar(**_bars(transfers), name=safe(name), marker=_filled(color, shape))
+    for name, color, shape in looks.all():
+        waits = [_ms(_calls(cell, phase, name, looks), lambda row: row.wait_s) for cell, phase in rows]
+        figure.add_bar(**_bars(waits), name=safe(f"{name}, wait"), showlegend=False, marker=_outlined(color, shape))
+    figure.add_bar(x=[None], y=[0], orientation="h", name="wait", marker=_outlined(GREY, "/"))
+    exposed = [(at, _exposed_ms(cell, phase)) for at, (cell, phase) in enumerate(rows)]
+    figure.add_scatter(**_marks([(at, found) for at, found in exposed if found is not None]))
     name_rows(figure, [_phase_name(compared, rows, at) for at in range(len(rows))])
     figure.update_layout(barmode="stack", bargap=0.25)
-    figure.update_xaxes(title_text="all-to-all, ms/step")
-    label = "Time in all-to-all by purpose, transfer and waiting"
-    return finished(figure, rows=len(rows), row_px=22, label=label)
+    figure.update_xaxes(title_text="in collectives, ms/step", rangemode="tozero")
+    return finished(figure, rows=len(rows) + 2, row_px=22, label="Time in collectives by purpose, transfer and wait")
 
 
-def _calls(cell: CellResult, purpose: str, phase: str) -> list[CollectiveRow]:
-    return [row for row in cell.all_to_all if (row.purpose, row.phase) == (purpose, phase)]
+def _calls(cell: CellResult, phase: str, name: str, looks: Looks) -> list[CollectiveRow]:
+    return [row for row in cell.collectives if row.phase == phase and looks.name(kind_of(row)) == name]
+
+
+def _ms(rows: Iterable[CollectiveRow], seconds: Callable[[CollectiveRow], float]) -> float | None:
+    return rounded(1e3 * sum(map(seconds, rows))) or None
+
+
+def _exposed_ms(cell: CellResult, phase: str) -> float | None:
+    """The sum of what is known; None if it is of no row."""
+    known = [row.exposed_s for row in cell.collectives if row.phase == phase and row.exposed_s is not None]
+    return rounded(1e3 * sum(known)) if known else None
+
+
+def _bars(lengths: Sequence[float | None]) -> dict[str, Any]:
+    """Horizontal bars; those of no length are left out of the figure altogether."""
+    found = [(at, length) for at, length in enumerate(lengths) if length]
+    return {"x": [length for _, length in found], "y": [at for at, _ in found], "orientation": "h"}
+
+
+def _filled(color: str, shape: str) -> dict[str, Any]:
+    """Solid to the eye, with the series' hatching faintly on it."""
+    pattern = {"shape": shape, "fillmode": "overlay", "fgcolor": "#fff", "fgopacity": 0.35, "size": 7, "solidity": 0.12}
+    return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
+
+
+def _outlined(color: str, shape: str) -> dict[str, Any]:
+    """The hatching alone."""
+    pattern = {"shape": shape, "fgcolor": color, "bgcolor": "rgba(0,0,0,0)", "size": 6, "solidity": 0.3}
+    return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
+
+
+def _marks(points: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    return {
+        "x": [value for _, value in points],
+        "y": [at for at, _ in points],
+        "mode": "markers",
+        "name": "transfer that nothing hides",
+        "marker": {"symbol": "diamond", "size": 10, "color": "#fff", "line": {"color": "#000", "width": 2}},
+    }
 
 
 def _phase_name(compared: Compared, rows: Sequence[tuple[CellResult, str]], at: int) -> str:
@@ -65,6 +134,50 @@ def _phase_name(compared: Compared, rows: Sequence[tuple[CellResult, str]], at: 
     return f"{compared.naming.arm(cell)}, {phase}" if is_first else phase
 
 
-def _purpose_order(purpose: str) -> int:
-    known = list(_PURPOSES)
-    return known.index(purpose) if purpose in known else len(known)
+def beside_alone_figure(rows: Sequence[CollectiveRow]) -> Figure:
+    """Microseconds of one call in the step and of the same bytes alone, on one line; the bar ends at the step's p95."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    in_step = [rounded(1e6 * row.p50_s) or 0.0 for row in rows]
+    alone = [rounded(1e6 * (row.isolated_s or 0.0)) or 0.0 for row in rows]
+    joined = [(x, at) for at, pair in enumerate(zip(alone, in_step, strict=True)) for x in (*pair, None)]
+    figure.add_scatter(
+        x=[x for x, _ in joined],
+        y=[at for _, at in joined],
+        mode="lines",
+        line={"color": GREY, "width": 3},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    places = list(range(len(rows)))
+    late = [rounded(1e6 * max(0.0, row.p95_s - row.p50_s)) for row in rows]
+    bars = {"type": "data", "symmetric": False, "array": late, "arrayminus": [0] * len(rows), "thickness": 2}
+    filled = {"color": ORANGE, "symbol": "diamond", "size": 11}
+    hollow = {"color": BLUE, "symbol": "circle-open", "size": 11, "line": {"width": 2, "color": BLUE}}
+    figure.add_scatter(x=alone, y=places, name="the same bytes alone", mode="markers", marker=hollow)
+    figure.add_scatter(x=in_step, y=places, error_x=bars, name="in the step", mode="markers", marker=filled)
+    name_rows(figure, [f"{kind_of(row)}, {row.phase}, {row.axis}" for row in rows])
+    figure.update_xaxes(title_text="transfer of one call, µs", type="log", dtick="D2" if _is_narrow(in_step) else 1)
+    return finished(figure, rows=len(rows), label="One call in the step beside the same bytes alone")
+
+
+def _is_narrow(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis would show too few powers of ten to be read."""
+    known = [value for value in values if value > 0]
+    return not known or max(known) < 100 * min(known)
+
+
+def axis_bytes_figure(rows: Sequence[tuple[str, dict[str, float]]], looks: Looks) -> Figure:
+    """GiB a step and rank that each layout passes to collectives over each mesh axis."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, color, shape in looks.all():
+        totals = [sum(size for axis, size in sizes.items() if looks.name(axis) == name) for _, sizes in rows]
+        lengths = [rounded(total / 2**30) for total in totals]
+        figure.add_bar(**_bars(lengths), name=safe(name), marker=_filled(color, shape))
+    name_rows(figure, [name for name, _ in rows])
+    figure.update_layout(barmode="stack", bargap=0.3)
+    figure.update_xaxes(title_text="buffers of collectives, GiB a step and rank", rangemode="tozero")
+    return finished(figure, rows=len(rows), label="Bytes of collectives over each mesh axis")
