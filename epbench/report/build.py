@@ -6,17 +6,14 @@ that are meant, which it knows by their digests; so even a name that escaped its
 Verdict, tables and reasons are plain HTML and need no script at all.
 """
 
-import base64
-import gzip
-import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from epbench.errors import RunError, StorageError
 from epbench.frames import cells_csv
 from epbench.records import RunView
+from epbench.report.assets import Assets, packed
 from epbench.report.comparison import Compared
 from epbench.report.data import RunData, read_run
 from epbench.report.details import details_of, environment_rows, provenance_rows
@@ -97,12 +94,15 @@ def _context(compared: Compared) -> dict[str, Any]:
         "warnings": [clean(text, 600) for text in view.run.warnings],
         "columns": columns,
         "table": cells_table(view.cells, columns),
-        "details": [details_of(cell) for cell in view.cells],
+        "details": [details_of(cell, compared.data) for cell in view.cells],
         "references": _references(compared),
         "routings": sorted({clean(cell.routing, 40) for cell in view.cells}),
         "sections": sections,
         "provenance": provenance_rows(view),
-        "page": _Parts.of(view, sections),
+        "picks": _picks(compared, sections),
+        "assets": Assets.of(),
+        "figures": [_packed_figures(chart) for section in sections for chart in section.charts],
+        "data": _downloads(view),
     }
 
 
@@ -110,48 +110,24 @@ def _references(compared: Compared) -> list[str]:
     return [compared.naming.full(group.reference) for group in compared.groups if group.reference is not None]
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """What goes into the page unescaped: made here, of our own files, or encoded so that it is inert."""
-
-    style: Any
-    script: Any
-    policy: str
-    plotly: str
-    data: str
-    figures: list[str]  # of each chart, packed
-
-    @classmethod
-    def of(cls, view: RunView, sections: tuple[Section, ...]) -> "_Parts":
-        from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
-
-        script, plotly = (_HERE / "page.js").read_text(encoding="utf-8"), get_plotlyjs()
-        return cls(
-            style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            policy=_policy(script, plotly),
-            plotly=_packed(plotly),
-            data=_packed(json.dumps({"json": view.model_dump_json(indent=1), "csv": cells_csv(view)})),
-            figures=[_packed_figures(chart) for section in sections for chart in section.charts],
-        )
-
-
-def _policy(*scripts: str) -> str:
-    """Refuse everything but these scripts, our style, and pictures that the page makes itself."""
-    digests = " ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in scripts)
-    return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
-
-
-def _packed(text: str) -> str:
-    """Gzip + base64; the page unpacks it with DecompressionStream. The same text gives the same bytes."""
-    return _base64(gzip.compress(text.encode(), compresslevel=9, mtime=0))
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
 def _packed_figures(chart: Chart) -> str:
     """The figures of all variants, as a JSON list."""
-    return _packed("[" + ",".join(variant.figure.json for variant in chart.variants) + "]")
+    return packed("[" + ",".join(variant.figure.json for variant in chart.variants) + "]")
+
+
+def _downloads(view: RunView) -> str:
+    """What the page's buttons save, by file name."""
+    return packed(json.dumps({"cells.json": view.model_dump_json(indent=1), "cells.csv": cells_csv(view)}))
+
+
+def _picks(compared: Compared, sections: tuple[Section, ...]) -> dict[str, dict[str, str]]:
+    """By picker and label, the short value that stands for the label in the page's address: a cell's id, a number."""
+    charts = [chart for section in sections for chart in section.charts]
+    labels = {chart.picker: {variant.label: variant.label for variant in chart.variants} for chart in charts}
+    for chart in charts:
+        labels[chart.picker] |= {variant.label: variant.label for variant in chart.variants}
+    return {
+        **labels,
+        "work": labels.get("work", {}) | {group.work: str(number) for number, group in enumerate(compared.groups, 1)},
+        "cell": labels.get("cell", {}) | {compared.naming.full(cell): cell.cell for cell in compared.view.cells},
+    }

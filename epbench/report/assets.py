@@ -1,0 +1,59 @@
+"""What goes into the page unescaped: its own style and script, plotly, and data encoded so that it is inert.
+
+The files of ``script/`` are one script in one closure, in an order in which each uses only what stands before it.
+"""
+
+import base64
+import gzip
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Assets", "packed"]
+
+_HERE = Path(__file__).parent
+_FIRST = ("page.js", "state.js", "theme.js", "charts.js")  # what the others use
+_LAST = "start.js"
+
+
+@dataclass(frozen=True)
+class Assets:
+    """Style and script as markup, the policy that lets only them run, and plotly's library packed."""
+
+    style: Any
+    script: Any
+    policy: str
+    plotly: str
+
+    @classmethod
+    def of(cls) -> "Assets":
+        """Read from the package; plotly's from the installed wheel."""
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+
+        script, plotly = page_script(), get_plotlyjs()
+        style = (_HERE / "page.css").read_text(encoding="utf-8")
+        return cls(Markup(style), Markup(script), _policy(script, plotly), packed(plotly))
+
+
+def page_script() -> str:
+    """All files of ``script/`` as one strict closure."""
+    names = sorted({path.name for path in (_HERE / "script").glob("*.js")} - {*_FIRST, _LAST})
+    texts = [(_HERE / "script" / name).read_text(encoding="utf-8") for name in (*_FIRST, *names, _LAST)]
+    return "\n".join(['"use strict";', "(() => {", *texts, "})();"])
+
+
+def packed(text: str) -> str:
+    """Gzip + base64; the page unpacks it with DecompressionStream. The same text gives the same bytes."""
+    return _base64(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+
+
+def _policy(*scripts: str) -> str:
+    """Refuse everything but these scripts, our style, and pictures that the page makes itself."""
+    digests = " ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in scripts)
+    return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

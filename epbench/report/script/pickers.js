@@ -1,0 +1,36 @@
+// Pickers: one value for the whole page of what is picked (a group of comparable cells, a cell). A chart that has
+// nothing for the value keeps what it shows, and its picker says what that is.
+const pickers = (() => {
+  const STATE = { work: "group", cell: "cell" };
+  const of = (name) => all("select[data-picker]").filter((select) => select.dataset.picker === name);
+
+  function showVariant(figure, index) {
+    for (const part of all(".variant", figure)) part.hidden = Number(part.dataset.variant) !== index;
+    charts.choose(figure.querySelector(".chart"), index);
+  }
+
+  function pick(name, value) {
+    for (const select of of(name)) {
+      const index = [...select.options].findIndex((option) => option.value === value);
+      const figure = select.closest("figure");
+      if (index >= 0) select.selectedIndex = index;
+      if (figure) showVariant(figure, Math.max(select.selectedIndex, 0));
+    }
+  }
+
+  function start() {
+    for (const name of new Set(all("select[data-picker]").map((select) => select.dataset.picker))) {
+      const key = STATE[name] ?? name;
+      const first = of(name)[0].value;
+      state.on(key, (value) => pick(name, value ?? first));
+      for (const select of of(name)) {
+        select.addEventListener("change", () => {
+          pick(name, select.value);
+          state.write(key, select.value);
+        });
+      }
+    }
+  }
+
+  return { start };
+})();
