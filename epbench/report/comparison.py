@@ -30,6 +30,7 @@ __all__ = [
     "speed_ratio",
     "step_interval",
     "step_launches",
+    "throughput",
 ]
 
 _SIZE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
@@ -195,6 +196,16 @@ def _step_value(cell: CellResult) -> float:
 def step_interval(cell: CellResult) -> Interval | None:
     """The cell's step in seconds as recorded; None if it has none."""
     return None if cell.step_s is None else Interval(cell.step_s, cell.step_s_low, cell.step_s_high)
+
+
+def throughput(cell: CellResult) -> Interval | None:
+    """Tokens a second of one rank, with the interval of the step turned over; None if it has none."""
+    step, tokens = step_interval(cell), cell.tokens_per_s_per_rank
+    if step is None or tokens is None:
+        return None
+    if step.low is None or step.high is None:
+        return Interval(tokens)
+    return Interval(tokens, tokens * step.value / step.high, tokens * step.value / step.low)
 
 
 def speed_ratio(cell: CellResult, against: CellResult | None) -> Interval | None:

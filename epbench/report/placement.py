@@ -5,59 +5,76 @@ free inside the plot; a name that finds none is left out (the chart's table and 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-__all__ = ["label_places"]
+__all__ = ["Axes", "Box", "label_places", "text_box"]
 
 Box = tuple[float, float, float, float]  # left, low, right, high in shares of the plot's width and height
 
 _CHARACTER, _LINE = 0.0135, 0.055  # size of a character in a plot of 480 x 280 px
 # The left and low corner of a name around its point: (shares of its own width, fixed shift), (low edge).
 _PLACES: Mapping[str, tuple[float, float, float]] = {
-    "top right": (0.0, 0.005, 0.03),
-    "bottom right": (0.0, 0.005, -0.03 - _LINE),
-    "top left": (-1.0, -0.005, 0.03),
-    "bottom left": (-1.0, -0.005, -0.03 - _LINE),
-    "top center": (-0.5, 0.0, 0.03),
-    "bottom center": (-0.5, 0.0, -0.03 - _LINE),
+    "top right": (0.0, 0.005, 0.026),
+    "bottom right": (0.0, 0.005, -0.026 - _LINE),
+    "middle right": (0.0, 0.02, -0.5 * _LINE),
+    "top left": (-1.0, -0.005, 0.026),
+    "bottom left": (-1.0, -0.005, -0.026 - _LINE),
+    "middle left": (-1.0, -0.02, -0.5 * _LINE),
 }
 _POINT: Box = (-0.015, -0.025, 0.015, 0.025)
-_PLOT: Box = (0.0, 0.0, 1.0, 1.04)
-_MARGIN = (0.06, 0.08)  # what plotly leaves between the outermost points and the plot's edges
+_PLOT: Box = (0.0, 0.0, 1.0, 1.0)
 
 
-def label_places(points: Mapping[str, tuple[float, float]], names: Mapping[str, str]) -> dict[str, str]:
-    """Plotly's ``textposition`` of each (x, y) whose name finds a free place; earlier names choose first."""
-    at = _in_plot(points)
-    taken = [_around(point, _POINT) for point in at.values()]
+@dataclass(frozen=True)
+class Axes:
+    """What the two axes of a chart reach from and to."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def share(self, x: float, y: float) -> tuple[float, float]:
+        """Place of a point in the plot: 0 at the start of an axis, 1 at its end."""
+        return (x - self.x[0]) / (self.x[1] - self.x[0]), (y - self.y[0]) / (self.y[1] - self.y[0])
+
+    def y_at(self, share: float) -> float:
+        """The value at a share of the height."""
+        return self.y[0] + share * (self.y[1] - self.y[0])
+
+
+def label_places(
+    points: Mapping[str, tuple[float, float]],
+    names: Mapping[str, str],
+    *,
+    axes: Axes,
+    bars: Mapping[str, Box] | None = None,
+    taken: Sequence[Box] = (),
+) -> dict[str, str]:
+    """Plotly's ``textposition`` of each (x, y) whose name finds a free place; earlier names choose first.
+
+    ``bars`` are boxes of points' error bars, beside which the point's own name may stand; ``taken`` are boxes of what
+    else is in the plot.
+    """
+    at = {key: axes.share(*point) for key, point in points.items()}
+    bars = bars or {}
+    occupied = [*taken, *(_around(point, _POINT) for point in at.values())]
     found: dict[str, str] = {}
     for key, name in names.items():
+        others = [box for other, box in bars.items() if other != key]
         for place in _PLACES:
-            box = _around(at[key], _shape(name, place))
-            if _inside(box, _PLOT) and not any(_overlap(box, other) for other in taken):
+            box = text_box(at[key], name, place)
+            if _inside(box, _PLOT) and not any(_overlap(box, other) for other in (*occupied, *others)):
                 found[key] = place
-                taken.append(box)
+                occupied.append(box)
                 break
     return found
 
 
-def _shape(name: str, place: str) -> Box:
-    """What a name at a place covers, relative to its point."""
+def text_box(point: tuple[float, float], name: str, place: str) -> Box:
+    """What a name at a place of a point covers; the point is given in shares of the plot."""
     width = _CHARACTER * len(name)
     share, shift, low = _PLACES[place]
     left = share * width + shift
-    return left, low, left + width, low + _LINE
-
-
-def _in_plot(points: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    xs, ys = zip(*points.values(), strict=True)
-    (left, bottom) = _MARGIN
-    return {name: (_share(x, xs, left), _share(y, ys, bottom)) for name, (x, y) in points.items()}
-
-
-def _share(value: float, values: Sequence[float], margin: float) -> float:
-    """Place of ``value`` on an axis that spans ``values``: 0 at its start, 1 at its end."""
-    low, span = min(values), max(values) - min(values)
-    return margin + (1 - 2 * margin) * (value - low) / span if span else 0.5
+    return _around(point, (left, low, left + width, low + _LINE))
 
 
 def _around(point: tuple[float, float], shape: Box) -> Box:

@@ -1,13 +1,17 @@
 """Which cells stand in which chart, and in what order: rows of modes, of sizes, of all-to-all, of memory."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, is_measured
 from epbench.report.tables import peak_bytes
+from epbench.report.text import join
+from epbench.report.verdict import NOT_RUN
 
-__all__ = ["Rows", "mode_pairs", "mode_rows", "size_rows", "weighed"]
+__all__ = ["Rows", "absent_note", "mode_pairs", "mode_rows", "size_rows", "weighed"]
 
+_NAMED = 8  # more absent cells than this are counted
 Rows = list[tuple[str, tuple[CellResult, ...]]]
 
 
@@ -41,6 +45,17 @@ def size_rows(compared: Compared) -> Rows:
 def weighed(compared: Compared, cells: Sequence[CellResult]) -> list[CellResult]:
     """Cells with both a peak of memory and a throughput."""
     return [cell for cell in cells if peak_bytes(cell, compared) is not None and cell.tokens_per_s_per_rank is not None]
+
+
+def absent_note(compared: Compared, group: Group, shown: Collection[str]) -> str:
+    """Which cells of the group a chart cannot show, with their outcome; empty if ids of all are among ``shown``."""
+    absent = [cell for cell in group.cells if cell.cell not in shown]
+    if not absent:
+        return ""
+    if len(absent) > _NAMED:
+        counts = Counter(cell.outcome or NOT_RUN for cell in absent)
+        return f"Not shown: {join([f'{count} {outcome}' for outcome, count in counts.items()])}, named in the table."
+    return f"Not shown: {join([f'{compared.naming.arm(cell)} ({cell.outcome or NOT_RUN})' for cell in absent])}."
 
 
 def _by(name: Callable[[CellResult], str], cells: Sequence[CellResult]) -> Rows:

@@ -28,7 +28,6 @@ __all__ = [
     "Value",
     "cell_columns",
     "cells_table",
-    "memory_table",
     "modes_table",
     "peak_bytes",
     "peak_word",
@@ -230,29 +229,6 @@ def _modes_row(name: str, modes: dict[str, CellResult]) -> tuple[Value, ...]:
         _number(record.graph_breaks, 1),
         _number(record.recompiles, 1),
     )
-
-
-def memory_table(compared: Compared, cells: Iterable[CellResult], frontier: Iterable[str]) -> Table:
-    """Memory against throughput, and which cells no other beats in both."""
-    best = set(frontier)
-    titles = (
-        "cell",
-        f"tokens/s/{compared.rank_word}",
-        f"peak GiB {peak_word(compared)}",
-        "peak GiB allocated",
-        "on frontier",
-    )
-    rows = [
-        (
-            Value(compared.naming.arm(cell)),
-            _number(cell.tokens_per_s_per_rank),
-            _gib(peak_bytes(cell, compared)),
-            _gib(cell.peak_allocated_bytes),
-            Value("yes" if cell.cell in best else "no"),
-        )
-        for cell in cells
-    ]
-    return _table(titles, rows, texts=1)
 
 
 def sizes_table(compared: Compared, rows: Iterable[tuple[str, tuple[CellResult, ...]]]) -> Table:

@@ -5,6 +5,7 @@ addEventListener("beforeprint", () => {
 theme.start();
 tables.start();
 downloads.start();
+frontier.start();
 pickers.start();
 charts.start();
 state.start();

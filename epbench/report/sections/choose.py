@@ -1,41 +1,106 @@
 """Choose a layout: throughput against memory, and which cells no other beats in both."""
 
+from collections.abc import Iterable
+
 from epbench.records import CellResult
-from epbench.report.comparison import Compared, Group, pareto
+from epbench.report.comparison import Compared, Group
 from epbench.report.figures.choose import frontier_figure
-from epbench.report.sections.model import Chart, Section, Variant
-from epbench.report.selection import weighed
-from epbench.report.tables import memory_table, peak_bytes
-from epbench.report.text import gib, join
+from epbench.report.frontier import Choice, Point, Room, answer_for, choice_of, room_of
+from epbench.report.sections.model import INTERVALS, Chart, Section, Variant
+from epbench.report.selection import absent_note
+from epbench.report.tables import Table, Value, peak_word
+from epbench.report.text import UNKNOWN, gib, interval, percent, speed_up
 from epbench.report.verdict import NOT_RUN
 
-__all__ = ["choose_section"]
+__all__ = ["choose_section", "frontier_table"]
+
+_CAPTION = (
+    "Up and to the left is better. On the frontier: faster than every cell that needs no more memory. Dominated: one "
+    "of those is faster. May be on it: the intervals cannot tell. The line joins the highest medians at each limit."
+)
 
 
 def choose_section(compared: Compared) -> Section:
     """The frontier of each group of comparable cells."""
     key, title = "choose", "Choose a layout"
-    variants = tuple(
-        _variant(compared, group, cells) for group in compared.groups if (cells := weighed(compared, group.measured))
-    )
+    room = room_of(compared)
+    choices = [(group, choice_of(compared, group.measured)) for group in compared.groups]
+    variants = tuple(_variant(compared, group, choice, room) for group, choice in choices if choice.points)
     if not variants:
         return Section(key, title, missing="No cell has both a peak of memory and a throughput.")
-    total = compared.view.environment.device_memory_bytes
-    note = f"A {compared.rank_word} has {gib(total)} GiB." if total else ""
-    caption = "Up and to the left is better; no cell beats those on the line in both."
-    return Section(key, title, (Chart("frontier", "Throughput against memory", caption, variants),), note=note)
+    chart = Chart("frontier", "Throughput against memory", f"{_CAPTION} {INTERVALS}", variants)
+    return Section(key, title, (chart,), note=_note(compared, room))
 
 
-def _variant(compared: Compared, group: Group, cells: list[CellResult]) -> Variant:
-    points = [(cell.cell, float(peak_bytes(cell, compared) or 0), cell.tokens_per_s_per_rank or 0.0) for cell in cells]
-    table = memory_table(compared, cells, pareto(points))
-    return Variant(group.work, frontier_figure(compared, cells), table, _absent(compared, group, cells))
+def _variant(compared: Compared, group: Group, choice: Choice, room: Room | None) -> Variant:
+    ooms = [cell for cell in group.cells if cell.outcome == "oom"]
+    shown = {point.cell.cell for point in choice.points}
+    answer = answer_for(choice, room, room.free_bytes) if room else ""
+    note = " ".join(filter(None, (answer, absent_note(compared, group, shown))))
+    figure = frontier_figure(compared, choice, ooms, room)
+    return Variant(group.work, figure, frontier_table(compared, group, choice, room), note)
 
 
-def _absent(compared: Compared, group: Group, shown: list[CellResult]) -> str:
-    """Which cells of the group the chart cannot show, with their outcome."""
-    absent = [cell for cell in group.cells if cell not in shown]
-    if not absent:
-        return ""
-    names = [f"{compared.naming.arm(cell)} ({cell.outcome or NOT_RUN})" for cell in absent]
-    return f"Not shown: {join(names)}."
+def _note(compared: Compared, room: Room | None) -> str:
+    if room is None:
+        return f"How much memory a {compared.rank_word} has is not known here, so nothing says what fits."
+    details = [cell.memory.outside_torch_bytes for cell in compared.view.cells]
+    outside = max((size for size in details if size is not None), default=None)
+    measured = "" if outside is None else f" (at most {gib(outside)} GiB in this run)"
+    return (
+        f"A {compared.rank_word} has {gib(room.capacity_bytes)} GiB. Unless you say otherwise a tenth is kept free, "
+        f"for what stands beside torch's allocator, CUDA's context and NCCL's buffers{measured}, and for steps whose "
+        "tokens fall less evenly than those that were measured."
+    )
+
+
+def frontier_table(compared: Compared, group: Group, choice: Choice, room: Room | None) -> Table:
+    """Every cell of the group: its throughput, memory and standing, or how it ended and what it asked for."""
+    titles = (
+        "cell",
+        "outcome",
+        f"tokens/s/{compared.rank_word}",
+        f"peak GiB {peak_word(compared)}",
+        "peak GiB allocated",
+        "share of the device",
+        "frontier",
+        "dominated by",
+        "faster by",
+        "asked for, GiB",
+    )
+    shown = {point.cell.cell for point in choice.points}
+    rows = [_measured_row(point, room) for point in choice.points]
+    rows += _other_rows(compared, [cell for cell in group.cells if cell.cell not in shown])
+    texts = ("cell", "outcome", "frontier", "dominated by")
+    return Table(titles, tuple(rows), tuple(title not in texts for title in titles))
+
+
+def _measured_row(point: Point, room: Room | None) -> tuple[Value, ...]:
+    speed, allocated = point.tokens_per_s, point.cell.peak_allocated_bytes
+    share = point.peak_bytes / room.capacity_bytes if room else None
+    rival, faster = point.rival or (UNKNOWN, None)
+    return (
+        Value(point.name),
+        Value("ok"),
+        Value(interval(speed.value, speed.low, speed.high), speed.value),
+        Value(gib(point.peak_bytes), point.peak_bytes),
+        Value(gib(allocated), allocated),
+        Value(percent(share), share),
+        Value({"on": "on it", "may be": "may be on it"}.get(point.standing, point.standing)),
+        Value(rival),
+        Value(speed_up(faster), faster.value if faster else None),
+        Value(UNKNOWN),
+    )
+
+
+def _other_rows(compared: Compared, cells: Iterable[CellResult]) -> list[tuple[Value, ...]]:
+    nothing = Value(UNKNOWN)
+    return [
+        (
+            Value(compared.naming.arm(cell)),
+            Value(cell.outcome or NOT_RUN),
+            *(nothing,) * 7,
+            Value(gib(cell.requested_bytes), cell.requested_bytes),
+        )
+        for cell in cells
+    ]
