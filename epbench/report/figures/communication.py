@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from epbench.labels import PHASES
 from epbench.records import CellResult, CollectiveRow
 from epbench.report.comparison import Compared
 from epbench.report.figures.base import (
@@ -28,6 +29,7 @@ OTHER = "other kinds"
 # Colour, and the hatching of what was waited: series can be told apart without colour, by hatching or its place.
 _LOOKS = ((BLUE, "/"), (ORANGE, "\\"), (GREEN, "x"), (PURPLE, "-"), (YELLOW, "|"), (SKY, "+"))
 _OTHER_LOOK = (GREY, ".")
+_CHARACTER_PX = 7
 
 
 def kind_of(row: CollectiveRow) -> str:
@@ -64,38 +66,63 @@ class Looks:
 
 
 def collectives_figure(compared: Compared, cells: Sequence[CellResult], looks: Looks) -> Figure:
-    """Milliseconds a step by cell and phase: first the transfers, solid, then the waits, hatched; exposed is marked."""
+    """Milliseconds a step by cell and phase: first the transfers, solid, then the waits, hatched; exposed is marked.
+
+    The name of a cell stands in a row of its own above its phases, so that long names leave the bars their width.
+    """
     import plotly.graph_objects as go
 
-    rows = [(cell, phase) for cell in cells for phase in dict.fromkeys(row.phase for row in cell.collectives)]
+    rows = [row for cell in cells for row in _rows_of(cell)]
     figure = go.Figure()
     for name, color, shape in looks.all():
-        transfers = [_ms(_calls(cell, phase, name, looks), lambda row: row.transfer_s) for cell, phase in rows]
+        transfers = [_ms(_calls(row, name, looks), lambda one: one.transfer_s) for row in rows]
         if any(transfers):
             figure.add_bar(**_bars(transfers), name=safe(name), marker=_filled(color, shape))
     for name, color, shape in looks.all():
-        waits = [_ms(_calls(cell, phase, name, looks), lambda row: row.wait_s) for cell, phase in rows]
-        figure.add_bar(**_bars(waits), name=safe(f"{name}, wait"), showlegend=False, marker=_outlined(color, shape))
+        waits = [_ms(_calls(row, name, looks), lambda one: one.wait_s) for row in rows]
+        if any(waits):
+            marker = _outlined(color, shape)
+            figure.add_bar(**_bars(waits), name=safe(f"{name}, wait"), showlegend=False, marker=marker)
     figure.add_bar(x=[None], y=[0], orientation="h", name="wait", marker=_outlined(GREY, "/"))
-    exposed = [(at, _exposed_ms(cell, phase)) for at, (cell, phase) in enumerate(rows)]
-    figure.add_scatter(**_marks([(at, found) for at, found in exposed if found is not None]))
-    name_rows(figure, [_phase_name(compared, rows, at) for at in range(len(rows))])
+    figure.add_scatter(**_marks([_exposed_ms(row) for row in rows]))
+    names = [compared.naming.arm(cell) for cell in cells]
+    figure.add_scatter(**_headings([at for at, row in enumerate(rows) if not row.phase], names))
+    name_rows(figure, [row.phase for row in rows])
     figure.update_layout(barmode="stack", bargap=0.25)
     figure.update_xaxes(title_text="in collectives, ms/step", rangemode="tozero")
-    return finished(figure, rows=len(rows) + 2, row_px=22, label="Time in collectives by purpose, transfer and wait")
+    label = "Time in collectives by purpose, transfer and wait"
+    drawn = finished(figure, rows=len(rows) + 2, row_px=20, label=label)
+    return replace(drawn, min_width=80 + _CHARACTER_PX * max(map(len, names)))
 
 
-def _calls(cell: CellResult, phase: str, name: str, looks: Looks) -> list[CollectiveRow]:
-    return [row for row in cell.collectives if row.phase == phase and looks.name(kind_of(row)) == name]
+@dataclass(frozen=True)
+class _Row:
+    """The collectives of one phase of a cell; without a phase: the cell's heading."""
+
+    phase: str = ""
+    calls: tuple[CollectiveRow, ...] = ()
+
+
+def _rows_of(cell: CellResult) -> list[_Row]:
+    phases = sorted(dict.fromkeys(row.phase for row in cell.collectives), key=_phase_order)
+    return [_Row(), *(_Row(phase, tuple(row for row in cell.collectives if row.phase == phase)) for phase in phases)]
+
+
+def _phase_order(phase: str) -> int:
+    return PHASES.index(phase) if phase in PHASES else len(PHASES)
+
+
+def _calls(row: _Row, name: str, looks: Looks) -> list[CollectiveRow]:
+    return [call for call in row.calls if looks.name(kind_of(call)) == name]
 
 
 def _ms(rows: Iterable[CollectiveRow], seconds: Callable[[CollectiveRow], float]) -> float | None:
     return rounded(1e3 * sum(map(seconds, rows))) or None
 
 
-def _exposed_ms(cell: CellResult, phase: str) -> float | None:
-    """The sum of what is known; None if it is of no row."""
-    known = [row.exposed_s for row in cell.collectives if row.phase == phase and row.exposed_s is not None]
+def _exposed_ms(row: _Row) -> float | None:
+    """The sum of what is known; None if it is of no call."""
+    known = [call.exposed_s for call in row.calls if call.exposed_s is not None]
     return rounded(1e3 * sum(known)) if known else None
 
 
@@ -117,21 +144,29 @@ def _outlined(color: str, shape: str) -> dict[str, Any]:
     return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
 
 
-def _marks(points: Sequence[tuple[int, float]]) -> dict[str, Any]:
+def _marks(values: Sequence[float | None]) -> dict[str, Any]:
+    points = [(at, value) for at, value in enumerate(values) if value is not None]
     return {
         "x": [value for _, value in points],
         "y": [at for at, _ in points],
         "mode": "markers",
-        "name": "transfer that nothing hides",
+        "name": "exposed transfer",
+        "showlegend": bool(points),
         "marker": {"symbol": "diamond", "size": 10, "color": "#fff", "line": {"color": "#000", "width": 2}},
     }
 
 
-def _phase_name(compared: Compared, rows: Sequence[tuple[CellResult, str]], at: int) -> str:
-    """The phase, after the cell's name where the cell's rows begin."""
-    cell, phase = rows[at]
-    is_first = at == 0 or rows[at - 1][0] is not cell
-    return f"{compared.naming.arm(cell)}, {phase}" if is_first else phase
+def _headings(places: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "x": [0] * len(places),
+        "y": list(places),
+        "text": [f"<b>{safe(name)}</b>" for name in names],
+        "mode": "text",
+        "textposition": "middle right",
+        "cliponaxis": False,
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
 
 
 def beside_alone_figure(rows: Sequence[CollectiveRow]) -> Figure:
@@ -158,14 +193,8 @@ def beside_alone_figure(rows: Sequence[CollectiveRow]) -> Figure:
     figure.add_scatter(x=alone, y=places, name="the same bytes alone", mode="markers", marker=hollow)
     figure.add_scatter(x=in_step, y=places, error_x=bars, name="in the step", mode="markers", marker=filled)
     name_rows(figure, [f"{kind_of(row)}, {row.phase}, {row.axis}" for row in rows])
-    figure.update_xaxes(title_text="transfer of one call, µs", type="log", dtick="D2" if _is_narrow(in_step) else 1)
+    figure.update_xaxes(title_text="transfer of one call, µs", type="log")
     return finished(figure, rows=len(rows), label="One call in the step beside the same bytes alone")
-
-
-def _is_narrow(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis would show too few powers of ten to be read."""
-    known = [value for value in values if value > 0]
-    return not known or max(known) < 100 * min(known)
 
 
 def axis_bytes_figure(rows: Sequence[tuple[str, dict[str, float]]], looks: Looks) -> Figure:

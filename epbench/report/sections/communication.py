@@ -61,8 +61,8 @@ def _collectives(compared: Compared) -> Chart | None:
     caption = (
         "Time a step in collectives, from the torch profiler's trace pass; cells by their step time, the fastest "
         "first. Solid: transfer, after the last rank of the group arrived. Hatched, in the same order: what the rank "
-        "that waits longest waits for it, which is other ranks' delay and not the network's. The diamond: how much of "
-        "the transfers runs with no other kernel beside it; each purpose is that of its worst rank."
+        "that waits longest waits for it, which is other ranks' delay and not the network's. The diamond is "
+        "exposed transfer: what of the solid part runs with no other kernel beside it, each purpose on its worst rank."
     )
     return Chart("collectives", "Collectives in the step", caption, variants)
 
