@@ -27,7 +27,7 @@ from epbench.records import CellResult, EnvironmentRecord, RunRecord, RunView
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RunFrames", "cells_csv", "frames_of", "load"]
+__all__ = ["RunFrames", "cells_csv", "collectives_csv", "frames_of", "launches_csv", "load"]
 
 _NAMES = ("cell", "layout", "mode", "routing")
 _NESTED = (
@@ -80,18 +80,12 @@ def frames_of(
     """Frames of a view; ``timelines`` are what lies beside the results, by cell, and ``comm`` beside all of them."""
     import pandas as pd
 
-    launches = [
-        _names(cell) | _flat(launch.model_dump(exclude={"telemetry"}))
-        for cell in view.cells
-        for launch in cell.launch_values
-    ]
-    collectives = [_names(cell) | row.model_dump() for cell in view.cells for row in cell.collectives]
     return RunFrames(
         run=view.run,
         environment=view.environment,
         cells=pd.DataFrame.from_records(list(_rows(view))),
-        launches=pd.DataFrame.from_records(launches),
-        collectives=pd.DataFrame.from_records(collectives),
+        launches=pd.DataFrame.from_records(list(_launches(view))),
+        collectives=pd.DataFrame.from_records(list(_collectives(view))),
         gpus=pd.DataFrame.from_records(list(_gpus(view))),
         memory=pd.DataFrame.from_records(list(_timelines(view, timelines or {}))),
         comm=pd.DataFrame.from_records([row for swept in (comm.swept if comm else ()) for row in _swept(swept)]),
@@ -100,11 +94,24 @@ def frames_of(
 
 def cells_csv(view: RunView) -> str:
     """The ``cells`` frame as CSV with a header line; missing values are empty."""
-    rows = list(_rows(view))
+    return _csv(_rows(view))
+
+
+def launches_csv(view: RunView) -> str:
+    """The ``launches`` frame likewise."""
+    return _csv(_launches(view))
+
+
+def collectives_csv(view: RunView) -> str:
+    """The ``collectives`` frame likewise, with nested values as dotted columns."""
+    return _csv(map(_flat, _collectives(view)))
+
+
+def _csv(found: Iterable[Mapping[str, Any]]) -> str:
+    rows = list(found)
     file = io.StringIO()
-    writer = csv.DictWriter(
-        file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
-    )
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
@@ -113,6 +120,17 @@ def cells_csv(view: RunView) -> str:
 def _rows(view: RunView) -> Iterable[dict[str, Any]]:
     for cell in view.cells:
         yield _flat(cell.model_dump(exclude=set(_NESTED)))
+
+
+def _launches(view: RunView) -> Iterable[dict[str, Any]]:
+    for cell in view.cells:
+        for launch in cell.launch_values:
+            yield _names(cell) | _flat(launch.model_dump(exclude={"telemetry"}))
+
+
+def _collectives(view: RunView) -> Iterable[dict[str, Any]]:
+    for cell in view.cells:
+        yield from (_names(cell) | row.model_dump() for row in cell.collectives)
 
 
 def _gpus(view: RunView) -> Iterable[dict[str, Any]]:
