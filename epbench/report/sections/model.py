@@ -9,7 +9,7 @@ from epbench.report.tables import Table
 __all__ = ["INTERVALS", "Chart", "Picker", "Section", "TitledTable", "Variant"]
 
 INTERVALS = "Bars are 95 % intervals over launches; a point without a bar has fewer than three valid launches."
-Picker = Literal["work", "cell"]
+Picker = Literal["work", "cell", "groups"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Chart:
     title: str
     caption: str
     variants: tuple[Variant, ...]  # at least one
-    picker: Picker = "work"  # charts with the same picker change together: group of comparable cells, or one cell
+    picker: Picker = "work"  # charts with the same picker change together: comparable cells, one cell, groups of ranks
 
 
 @dataclass(frozen=True)
