@@ -73,7 +73,7 @@ def _paired(logs: _Floats, *, row: int) -> tuple[_Floats, _Floats]:
     """Centre and half width of ``row - other`` for each row of ``logs``."""
     differences = logs[row] - logs
     count = logs.shape[1]
-    half = _t_quantile(np.float64(count - 1)) * differences.std(axis=1, ddof=1) / math.sqrt(count)
+    half = _t_quantile(np.array(count - 1.0)) * differences.std(axis=1, ddof=1) / math.sqrt(count)
     return differences.mean(axis=1), half
 
 
@@ -94,7 +94,7 @@ def _intervals(arms: _Arms, index: int, centre: _Floats, half: _Floats) -> list[
     return [Interval(one, below, above) if enough else Interval(one) for one, below, above, enough in rows]
 
 
-def _t_quantile(degrees: np.float64 | _Floats) -> _Floats:
+def _t_quantile(degrees: _Floats) -> _Floats:
     from scipy.special import stdtrit
 
     return np.asarray(stdtrit(degrees, (1 + CONFIDENCE) / 2), dtype=np.float64)

@@ -19,6 +19,7 @@ __all__ = [
     "ms",
     "number",
     "percent",
+    "slow_down",
     "speed_up",
     "us",
 ]
@@ -92,6 +93,12 @@ def speed_up(ratio: Interval | None, *, sign: bool = True) -> str:
     head = f"{value:+.1f} %" if sign else f"{value:.1f} %"
     low, high = bounds
     return head if low is None or high is None else f"{head} [{low:.1f}, {high:.1f}]"
+
+
+def slow_down(ratio: Interval) -> str:
+    """A ratio of speeds below 1 as what is lost: ``9.7 % [8.4, 10.9]``."""
+    lost, *bounds = (None if x is None else f"{(1 - x) * 100:.1f}" for x in (ratio.value, ratio.high, ratio.low))
+    return f"{lost} %" if None in bounds else f"{lost} % [{', '.join(map(str, bounds))}]"
 
 
 def error(value: float | None) -> str:

@@ -1,0 +1,101 @@
+"""What uneven routing costs, and whether it changes which layout is fastest. Only cells that were measured speak."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import median
+
+from epbench.analysis.work import WAYS
+from epbench.records import CellResult
+from epbench.report.comparison import Compared, Group, speed_ratio
+from epbench.report.routing_pairs import routing_pairs
+from epbench.report.rules.model import Finding, best_of, gain
+from epbench.report.text import clean, number, slow_down, speed_up
+
+__all__ = ["crossover", "imbalance_cost", "uneven_ranks"]
+
+_UNEVEN = 1.2  # copies of the heaviest ep rank over the mean
+
+
+def imbalance_cost(compared: Compared) -> Finding | None:
+    """The largest loss of throughput between two routings of one layout that can be told from none."""
+    pairs = [(even, other) for cells in routing_pairs(compared) for even, other in _more_uneven(cells)]
+    ratios = [(ratio, even, other) for even, other in pairs if (ratio := speed_ratio(other, even)) is not None]
+    told = [one for one in ratios if one[0].excludes(1.0) and one[0].value < 1]
+    if not told:
+        return None
+    ratio, even, other = min(told, key=lambda one: one[0].value)
+    name = replace(compared.naming, has_routings=False).full(other)
+    text = f"{name} does {slow_down(ratio)} fewer tokens/s with {_routing(other)} than with {_routing(even)}."
+    return Finding(text, "imbalance", 1 - ratio.value)
+
+
+def _more_uneven(cells: Sequence[CellResult]) -> Iterator[tuple[CellResult, CellResult]]:
+    """The cell with the evenest load, beside each whose load is known to be less even."""
+    known = sorted(((load, cell) for cell in cells if (load := _load(cell))), key=lambda one: one[0])
+    yield from ((known[0][1], cell) for load, cell in known[1:] if load > known[0][0])
+
+
+def _load(cell: CellResult) -> float | None:
+    return cell.expert_load.max_over_mean
+
+
+def _routing(cell: CellResult) -> str:
+    return f"{clean(cell.routing, 40)} routing (expert max / mean {number(_load(cell), 2)})"
+
+
+def crossover(compared: Compared) -> Finding | None:
+    """Two routings of the same work whose fastest layouts differ: none that may be fastest in one may be in both."""
+    for groups in _by_load(compared):
+        for even, other in ((groups[0], group) for group in groups[1:]):
+            found = _change(compared, even, other)
+            if found is not None:
+                return found
+    return None
+
+
+def _by_load(compared: Compared) -> list[list[Group]]:
+    """Groups that differ in routing only, with a ranking and a load each, the evenest first."""
+    alike: dict[str, list[tuple[float, Group]]] = {}
+    for group in compared.groups:
+        loads = [load for cell in group.measured if (load := _load(cell))]
+        if loads and best_of(group):
+            alike.setdefault(_all_but_routing(group.cells[0]), []).append((median(loads), group))
+    return [[group for _, group in sorted(found, key=lambda one: one[0])] for found in alike.values()]
+
+
+def _all_but_routing(cell: CellResult) -> str:
+    train = {key: value for key, value in cell.train.items() if key not in WAYS}
+    return json.dumps([cell.model, train, cell.world_size], sort_keys=True)
+
+
+def _arm(cell: CellResult) -> str:
+    ways = {key: value for key, value in cell.train.items() if key in WAYS}
+    return json.dumps([cell.layout, cell.mode, ways], sort_keys=True)
+
+
+def _change(compared: Compared, even: Group, other: Group) -> Finding | None:
+    before, after = best_of(even), best_of(other)
+    then = {_arm(cell): cell for cell in other.measured}
+    was, now = before[0], after[0]
+    ratio = speed_ratio(now, then.get(_arm(was)))
+    if {_arm(cell) for cell in before} & {_arm(cell) for cell in after} or ratio is None or not ratio.excludes(1.0):
+        return None
+    if _arm(now) not in {_arm(cell) for cell in even.measured}:  # it may have been fastest all along
+        return None
+    name = replace(compared.naming, has_routings=False).full
+    text = f"The winner changes from {name(was)} to {name(now)} with {_routing(now)}: there it is {speed_up(ratio)}"
+    return Finding(f"{text} against it.", "imbalance", gain(ratio))
+
+
+def uneven_ranks(compared: Compared) -> Finding | None:
+    """The ep rank with most routed copies, under the routing that the run did not make uneven on purpose."""
+    loads = [(load, cell) for cell in compared.measured if (load := cell.expert_load.rank_max_over_mean)]
+    natural = [one for one in loads if one[1].routing == "natural"]
+    most, cell = max(natural, key=lambda one: one[0], default=(0.0, None))
+    if cell is None or most < _UNEVEN:
+        return None
+    text = f"The heaviest ep rank of {compared.naming.full(cell)} has {number(most, 2)} times the mean of routed copies"
+    parts = cell.breakdown_s
+    compute = parts.compute / parts.step_s if parts.compute and parts.step_s else 0.0
+    return Finding(f"{text}, and the others wait for it.", "expert-load", (1 - 1 / most) * compute)

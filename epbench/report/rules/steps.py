@@ -1,0 +1,136 @@
+"""What a step is spent on, and what compiling it gains."""
+
+from collections.abc import Sequence
+
+from epbench.analysis.statistics import Interval
+from epbench.records import Breakdown, CellResult
+from epbench.report.comparison import Compared, speed_ratio
+from epbench.report.figures.communication import kind_of
+from epbench.report.rules.model import Finding, gain, group_of, share
+from epbench.report.selection import mode_pairs, mode_rows
+from epbench.report.text import clean, number, speed_up
+
+__all__ = ["compile_gain", "exposed_communication", "host_bound"]
+
+_EXPOSED, _IDLE = 0.10, 0.05  # shares of a step below which there is nothing to tell
+_ALIKE = 0.67  # a trace says where a gain is from only if it shows about that gain
+_Pair = tuple[CellResult, CellResult, Interval]  # eager, compiled, speed of compiled over eager
+
+
+# ---------------------------------------------------------------- parts of the traced step
+
+
+def exposed_communication(compared: Compared) -> Finding | None:
+    """The cell that exposes most communication and what most of it is, beside the fastest of its group."""
+    shares = [(_share(cell.breakdown_s, cell.breakdown_s.exposed), cell) for cell in compared.measured]
+    most, cell = max(((part, one) for part, one in shares if part), key=lambda one: one[0], default=(0.0, None))
+    if cell is None or most < _EXPOSED:
+        return None
+    text = f"{compared.naming.full(cell)} spends {share(most)} of its traced step in exposed communication and waiting"
+    return Finding(f"{text}{_largest_exposed(cell)}{_fastest_beside(compared, cell)}.", "step-parts", most)
+
+
+def _share(parts: Breakdown, part_s: float | None) -> float | None:
+    return None if not parts.step_s or part_s is None else part_s / parts.step_s
+
+
+def _largest_exposed(cell: CellResult) -> str:
+    """The kind of collective whose exposed transfers take longest, phases together; empty where none is known."""
+    seconds: dict[str, float] = {}
+    for row in cell.collectives:
+        seconds[kind_of(row)] = seconds.get(kind_of(row), 0.0) + (row.exposed_s or 0.0)
+    kind, most_s = max(seconds.items(), key=lambda item: item[1], default=("", 0.0))
+    part = _share(cell.breakdown_s, most_s)
+    return f", {share(part)} in exposed transfers of {clean(kind, 60)}" if part else ""
+
+
+def _fastest_beside(compared: Compared, cell: CellResult) -> str:
+    fastest = min(group_of(compared, cell).measured, key=lambda one: one.step_s or 0.0)
+    part = _share(fastest.breakdown_s, fastest.breakdown_s.exposed)
+    if fastest.cell == cell.cell or part is None:
+        return ""
+    return f"; {compared.naming.arm(fastest)}, which has the shortest step, {share(part)}"
+
+
+def host_bound(compared: Compared) -> Finding | None:
+    """The cell whose device waits longest for the host; of a CPU, whose host is its device, nothing is said."""
+    if compared.view.environment.device == "cpu":
+        return None
+    shares = [(_share(cell.breakdown_s, cell.breakdown_s.idle.host), cell) for cell in compared.measured]
+    most, cell = max(((part, one) for part, one in shares if part), key=lambda one: one[0], default=(0.0, None))
+    if cell is None or most < _IDLE:
+        return None
+    text = (
+        f"{compared.naming.full(cell)} leaves the GPU idle for {share(most)} of its traced step, waiting for the host"
+    )
+    return Finding(f"{text} to launch kernels.", "step-parts", most)
+
+
+# ---------------------------------------------------------------- compiling
+
+
+def compile_gain(compared: Compared) -> Finding | None:
+    """Where compiling makes a difference that can be told, how much, in which part, and when it has paid."""
+    pairs = [pair for group in compared.groups for pair in _pairs(compared, group.measured)]
+    told = [pair for pair in pairs if pair[2].excludes(1.0)]
+    if not told:
+        return None
+    best = max(told, key=lambda pair: pair[2].value)
+    text = f"{_gains(compared, pairs, told)}{_where(best)}{_paid_back(best)}."
+    return Finding(text, "speed-up", gain(best[2]))
+
+
+def _pairs(compared: Compared, cells: Sequence[CellResult]) -> list[_Pair]:
+    if not cells:
+        return []
+    rows = mode_pairs(mode_rows(compared, group_of(compared, cells[0])))
+    ratios = ((eager, compiled, speed_ratio(compiled, eager)) for _, eager, compiled in rows)
+    return [(eager, compiled, ratio) for eager, compiled, ratio in ratios if ratio is not None and ratio.known]
+
+
+def _gains(compared: Compared, pairs: Sequence[_Pair], told: Sequence[_Pair]) -> str:
+    """``Compiled is faster than eager in 3 of 4 pairs, most in dp4 compiled (+17.0 % [16.2, 17.9])``."""
+    kinds = {
+        word: [pair for pair in told if (pair[2].value > 1) == (word == "faster")] for word in ("faster", "slower")
+    }
+    parts = [_spelled(compared, found, word) for word, found in kinds.items() if found]
+    parts[0] = f"Compiled is {parts[0]}"
+    if same := len(pairs) - len(told):
+        parts.append(f"no difference can be told in {same}")
+    return f"{'; '.join(parts)}, of {len(pairs)} pair{'s' if len(pairs) > 1 else ''}"
+
+
+def _spelled(compared: Compared, pairs: Sequence[_Pair], word: str) -> str:
+    _, most, ratio = max(pairs, key=lambda pair: abs(pair[2].value - 1))
+    return f"{word} than eager in {len(pairs)}, most in {compared.naming.full(most)} ({speed_up(ratio)})"
+
+
+def _where(pair: _Pair) -> str:
+    """Which part of the step gave most of what was saved; empty without two traces that saved about as much."""
+    eager, compiled, ratio = pair
+    before, after = _parts_s(eager.breakdown_s), _parts_s(compiled.breakdown_s)
+    saved = {name: before[name] - after[name] for name in before.keys() & after.keys()}
+    total_s = sum(saved.values())
+    timed_s = (eager.step_s or 0.0) - (compiled.step_s or 0.0)
+    if ratio.value <= 1 or len(saved) < 3 or not _ALIKE * timed_s <= total_s <= timed_s / _ALIKE:
+        return ""
+    name = max(saved, key=lambda part: saved[part])
+    return f"; most of what is saved there is {name}"
+
+
+def _parts_s(parts: Breakdown) -> dict[str, float]:
+    """Exclusive parts of a traced step, those that are known."""
+    busy = None if parts.compute is None or parts.overlapped is None else parts.compute + parts.overlapped
+    idle = None if parts.idle.host is None or parts.idle.kernel is None else parts.idle.host + parts.idle.kernel
+    found = {"compute": busy, "exposed communication": parts.exposed, "idle": idle}
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
+
+
+def _paid_back(pair: _Pair) -> str:
+    """After how many steps compiling has paid for itself; empty where it does not, or is not known to."""
+    eager, compiled, ratio = pair
+    cost_s = compiled.compile.seconds
+    if cost_s is None or ratio.value <= 1 or eager.step_s is None or compiled.step_s is None:
+        return ""
+    steps = cost_s / (eager.step_s - compiled.step_s)
+    return f"; {number(cost_s)} s of compiling are paid back after {number(steps)} steps"
