@@ -19,6 +19,7 @@ from epbench.report.sections.communication_tables import (
     collectives_table,
 )
 from epbench.report.sections.model import Chart, Section, Variant
+from epbench.report.sections.sweep import fits_table, sweep_charts
 from epbench.report.text import clean, join
 
 __all__ = ["communication_section"]
@@ -29,11 +30,11 @@ _MOST_CELLS = 24  # rows of more cells than these cannot be read as one chart; t
 def communication_section(compared: Compared) -> Section:
     """Collectives in the step, each beside isolation, the sweep itself, and bytes by axis."""
     key, title = "communication", "Communication"
-    charts = (_collectives(compared), _beside_alone(compared), _bytes_per_axis(compared))
+    charts = (_collectives(compared), _beside_alone(compared), *sweep_charts(compared), _bytes_per_axis(compared))
     shown = tuple(chart for chart in charts if chart is not None)
     if not shown:
         return Section(key, title, missing=_missing(compared))
-    return Section(key, title, shown, note=_how_to_sweep(compared))
+    return Section(key, title, shown, note=_how_to_sweep(compared), tables=fits_table(compared))
 
 
 def _missing(compared: Compared) -> str:
