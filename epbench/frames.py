@@ -170,7 +170,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
-            flat[prefix + key] = " ".join(map(str, value))
+            flat[f"{prefix}{key}"] = " ".join(map(str, value))
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat

@@ -44,6 +44,7 @@ const charts = (() => {
     try {
       const figure = variant(chart);
       if (!current.has(chart)) chart.replaceChildren();
+      chart.style.minHeight = "";
       show(chart, figure);
       chart.dataset.drawn = "yes";
       for (const hook of hooks.get(figure.layout.meta?.kind) ?? []) hook(chart, figure);
@@ -87,7 +88,7 @@ const charts = (() => {
   // Printing cannot wait for unpacking, so that is done for all charts while the page has nothing else to do.
   async function loadAll(places) {
     for (const chart of places) {
-      await new Promise((resolve) => (window.requestIdleCallback ?? setTimeout)(resolve));
+      await idle();
       await load(chart);
     }
   }

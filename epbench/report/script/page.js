@@ -24,3 +24,6 @@ async function unpack(id) {
   });
   return new Response(packed.pipeThrough(new DecompressionStream("gzip"))).text();
 }
+
+// Resolves when the page has nothing else to do.
+const idle = () => new Promise((resolve) => (window.requestIdleCallback ?? setTimeout)(resolve));

@@ -7,6 +7,7 @@ const pickers = (() => {
   function showVariant(figure, index) {
     for (const part of all(".variant", figure)) part.hidden = Number(part.dataset.variant) !== index;
     charts.choose(figure.querySelector(".chart"), index);
+    for (const details of all("details.packed", figure)) tables.choosePacked(details, index);
   }
 
   function pick(name, value) {

@@ -1,11 +1,10 @@
 for (const hidden of all(".scripted")) hidden.hidden = false;
-addEventListener("beforeprint", () => {
-  for (const details of all("details.numbers:not([hidden])")) details.open = true;
-});
 theme.start();
 tables.start();
+filter.start();
+reference.start();
+copying.start();
 downloads.start();
-frontier.start();
 pickers.start();
-charts.start();
+charts.start().then(tables.loadAll);
 state.start();

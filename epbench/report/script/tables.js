@@ -26,7 +26,77 @@ const tables = (() => {
   }
 
   function toggle(heading) {
-    sortBy(heading, heading.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending");
+    const direction = heading.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
+    sortBy(heading, direction);
+    if (heading.dataset.key) state.write("sort", `${heading.dataset.key}.${direction}`);
+  }
+
+  // "step.ascending"; without a value, the order in which the page came.
+  function applySort(table, original, value) {
+    const [key, direction] = (value ?? "").split(".");
+    const heading = all("thead th", table).find((found) => found.dataset.key === key);
+    if (heading && ["ascending", "descending"].includes(direction)) sortBy(heading, direction);
+    else if (table.querySelector("th[aria-sort]")) {
+      for (const other of all("th[aria-sort]", table)) other.removeAttribute("aria-sort");
+      table.append(...original);
+    }
+  }
+
+  // After the values of a column changed.
+  function sortAgain(table) {
+    const heading = table.querySelector("th[aria-sort]");
+    if (heading) sortBy(heading, heading.getAttribute("aria-sort"));
+  }
+
+  // Tables of variants that are packed: made when their details are open.
+  const texts = new Map(); // details to the packed tables, unpacked
+
+  async function loadPacked(details) {
+    if (!texts.has(details)) texts.set(details, await unpack(`tables-${details.dataset.tables}`));
+  }
+
+  function make({ name, titles, numbers, rows }) {
+    const kind = (index) => (numbers[index] ? "number" : "");
+    const headings = titles.map((title, index) => {
+      return element("th", { scope: "col", className: kind(index), tabIndex: 0 }, title);
+    });
+    const bodies = rows.map((row) => element("tbody", {}, element("tr", {}, ...row.map(([text, sort], index) => {
+      const cell = element("td", { className: kind(index) }, text);
+      if (sort !== null) cell.dataset.sort = sort;
+      return cell;
+    }))));
+    return element("table", { className: "data", "aria-label": name },
+      element("thead", {}, element("tr", {}, ...headings)), ...bodies);
+  }
+
+  function fill(details) {
+    const found = details.hidden || !texts.has(details) ? null : JSON.parse(texts.get(details))[details.dataset.variant];
+    if (found) details.querySelector(".scroll").replaceChildren(make(found));
+  }
+
+  // Shown if the chart's variant of this index has its table in the pack.
+  function choosePacked(details, index) {
+    const figure = details.closest("figure");
+    const isPlain = all("details.variant", figure).some((other) => Number(other.dataset.variant) === index);
+    details.hidden = isPlain;
+    details.dataset.variant = index;
+    details.querySelector(".scroll").replaceChildren();
+    if (!isPlain && details.open) loadPacked(details).then(() => fill(details));
+  }
+
+  // Printing cannot wait for unpacking.
+  async function loadAll() {
+    for (const details of all("details.packed")) {
+      await idle();
+      await loadPacked(details);
+    }
+  }
+
+  function openBeforePrint() {
+    for (const details of all("details.numbers:not([hidden])")) {
+      if (details.classList.contains("packed")) fill(details);
+      details.open = true;
+    }
   }
 
   function start() {
@@ -40,7 +110,16 @@ const tables = (() => {
       event.preventDefault();
       toggle(headingOf(event));
     });
+    for (const details of all("details.packed")) {
+      details.addEventListener("toggle", () => {
+        if (details.open) loadPacked(details).then(() => fill(details));
+      });
+    }
+    addEventListener("beforeprint", openBeforePrint);
+    const table = byId("cells-table");
+    const original = table ? [...table.tBodies] : [];
+    if (table) state.on("sort", (value) => applySort(table, original, value));
   }
 
-  return { sortBy, start };
+  return { choosePacked, loadAll, sortAgain, start };
 })();
