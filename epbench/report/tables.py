@@ -8,19 +8,19 @@ from pydantic import ValidationError
 from epbench.cells import ModelSpec, TrainSpec
 from epbench.flops import flops_per_token
 from epbench.packing import attended_length
-from epbench.records import CellResult, CompileRecord, VerifyRecord
+from epbench.records import CellResult, VerifyRecord
 from epbench.report.comparison import Compared, launch_spread, speed_ratio, step_launches
+from epbench.report.quantities import exposed_share, peak_bytes, peak_text, peak_word
 from epbench.report.text import (
     UNKNOWN,
     clean,
     error,
-    gib,
     interval,
     number,
     percent,
     speed_up,
 )
-from epbench.report.verdict import NOT_RUN
+from epbench.report.verdict import NOT_RUN, verdict_words
 
 __all__ = [
     "Column",
@@ -28,7 +28,6 @@ __all__ = [
     "Value",
     "cell_columns",
     "cells_table",
-    "modes_table",
     "peak_bytes",
     "peak_word",
     "sizes_table",
@@ -116,13 +115,20 @@ def _speed_columns(compared: Compared) -> tuple[Column, ...]:
         Column(
             "peak",
             f"peak GiB {peak_word(compared)}",
-            "Memory of the worst rank",
-            lambda cell: _gib(peak_bytes(cell, compared)),
+            "Memory of the worst rank, of what its device has",
+            lambda cell: Value(peak_text(cell, compared), peak_bytes(cell, compared)),
+        ),
+        Column(
+            "exposed",
+            "exposed communication",
+            "Share of the traced step in which the critical rank communicates or waits for it and computes nothing",
+            lambda cell: Value(percent(exposed_share(cell)), exposed_share(cell)),
         ),
     )
 
 
 def _trust_columns(compared: Compared) -> tuple[Column, ...]:
+    words = verdict_words(compared)
     return (
         Column(
             "load",
@@ -137,6 +143,13 @@ def _trust_columns(compared: Compared) -> tuple[Column, ...]:
             "speed against reference",
             "More tokens/s than the group's reference, 95 % interval",
             lambda cell: _speed(cell, compared),
+        ),
+        _text(
+            "verdict",
+            "verdict",
+            "Against the fastest cell of the group: fastest, tied (cannot be told from it) or slower; not ranked below "
+            "three valid launches",
+            lambda cell: words[cell.cell],
         ),
         Column(
             "loss_error",
@@ -165,10 +178,6 @@ def _count(found: Sized) -> Value:
     return _number(len(found) or None, 1)
 
 
-def _gib(value: float | None) -> Value:
-    return Value(gib(value), value)
-
-
 def _step(cell: CellResult) -> Value:
     return Value(interval(cell.step_s, cell.step_s_low, cell.step_s_high, scale=1e3), cell.step_s)
 
@@ -190,16 +199,6 @@ def _grad_error(record: VerifyRecord) -> Value:
     return Value("not checked") if record.scope == "loss" else Value(error(record.grad_error), record.grad_error)
 
 
-def peak_word(compared: Compared) -> str:
-    """Which peak this run reports: what the allocator reserved if it says so, else what was allocated."""
-    return "reserved" if any(cell.peak_reserved_bytes is not None for cell in compared.view.cells) else "allocated"
-
-
-def peak_bytes(cell: CellResult, compared: Compared) -> int | None:
-    """The peak that ``peak_word`` names, of the worst rank."""
-    return cell.peak_reserved_bytes if peak_word(compared) == "reserved" else cell.peak_allocated_bytes
-
-
 def cells_table(cells: Iterable[CellResult], columns: Iterable[Column]) -> Table:
     """One row for every cell, in the order given."""
     columns = tuple(columns)
@@ -207,27 +206,6 @@ def cells_table(cells: Iterable[CellResult], columns: Iterable[Column]) -> Table
         titles=tuple(column.title for column in columns),
         rows=tuple(tuple(column.value(cell) for column in columns) for cell in cells),
         numbers=tuple(column.is_number for column in columns),
-    )
-
-
-def modes_table(rows: Iterable[tuple[str, Sequence[CellResult]]]) -> Table:
-    """Eager beside compiled: both steps, the speed-up, and what compiling cost."""
-    titles = ("layout", "eager, ms", "compiled, ms", "speed-up", "compile, s", "graph breaks", "recompiles")
-    return _table(titles, [_modes_row(name, {cell.mode: cell for cell in cells}) for name, cells in rows], texts=1)
-
-
-def _modes_row(name: str, modes: dict[str, CellResult]) -> tuple[Value, ...]:
-    eager, compiled = modes.get("eager"), modes.get("compiled")
-    ratio = speed_ratio(compiled, eager) if compiled else None
-    steps = tuple(_step(cell) if cell else Value(UNKNOWN) for cell in (eager, compiled))
-    record = compiled.compile if compiled else CompileRecord()
-    return (
-        Value(name),
-        *steps,
-        Value(speed_up(ratio), ratio.value if ratio else None),
-        _number(record.seconds),
-        _number(record.graph_breaks, 1),
-        _number(record.recompiles, 1),
     )
 
 

@@ -11,7 +11,7 @@ from epbench.layout import Layout
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, groups_of, pareto, speed_ratio
 from epbench.report.text import clean, interval, number, speed_up
-from epbench.report.verdict import Verdict, outcome_counts, verdicts
+from epbench.report.verdict import Verdict, by_importance, outcome_counts, summary, verdict_words, verdicts
 from tests.report.sample import DP4, DP4_EP4, FEW, TP2_EP4, measured_cell, sample_view, unmeasured_cell, view_of
 
 
@@ -28,7 +28,7 @@ def test_the_fastest_is_named_with_its_step_and_its_lead_over_plain_data_paralle
     assert wide.kind == few.kind == "fastest"
     assert wide.text == (
         "128 experts, top-8, width 768: dp4-ep4 compiled is fastest: 317.8 [310.4, 325.8] ms/step, "
-        "10.8 % [10.4, 11.0] faster than dp4 compiled."
+        "10.8 % [10.4, 11.0] faster than dp4 compiled; peak 48.8 GiB of 141."
     )
 
 
@@ -67,6 +67,57 @@ def test_a_cell_with_too_few_launches_is_left_out_of_the_ranking_by_name() -> No
 def test_an_unstable_cell_with_a_number_is_not_ranked() -> None:
     (verdict,) = say(cell(DP4, 0.4), cell(DP4_EP4, 0.3), cell(TP2_EP4, 0.1, outcome="unstable", reason="x"))
     assert verdict.sentence.startswith("dp4-ep4 eager is fastest")
+
+
+def test_memory_is_told_against_what_the_device_has_where_that_is_known() -> None:
+    rows = [cell(DP4, 0.4), cell(DP4_EP4, 0.3, peak_reserved_bytes=52 * 2**30)]
+    assert say(*rows)[0].sentence.endswith("; peak 52.0 GiB of 141.")
+    on_cpu = view_of([cell(DP4, 0.4, device="cpu"), cell(DP4_EP4, 0.3, device="cpu")], device="cpu")
+    assert verdicts(Compared.of(on_cpu))[0].sentence.endswith("; peak 50.5 GiB.")
+    unknown: dict[str, Any] = {"peak_reserved_bytes": None, "peak_allocated_bytes": None}
+    assert say(rows[0], cell(DP4_EP4, 0.3, **unknown))[0].sentence.endswith("faster than dp4 eager.")
+
+
+def test_every_cell_has_a_word_that_its_intervals_bear_out() -> None:
+    rows = [
+        cell(DP4, 0.4),
+        cell(DP4_EP4, 0.4001, sign=-1),
+        cell(TP2_EP4, 0.6),
+        cell(DP4, 0.1, "compiled", launches=2),
+        unmeasured_cell(Cell(layout=DP4_EP4, mode="compiled"), "oom", "out of memory"),
+        unmeasured_cell(Cell(layout=TP2_EP4, mode="compiled"), None, "not run yet"),
+    ]
+    words = verdict_words(Compared.of(view_of(rows)))
+    assert [words[row.cell] for row in rows] == ["tied", "tied", "slower", "not ranked", "oom", "not run"]
+    assert set(verdict_words(Compared.of(sample_view(launches=2))).values()) >= {"not ranked"}
+    assert "fastest" in verdict_words(Compared.of(sample_view())).values()
+
+
+def with_routing(routing: str, *steps: float) -> list[CellResult]:
+    return [
+        measured_cell(Cell.model_validate({"layout": layout, "routing": routing}), step_s)
+        for layout, step_s in zip((DP4, DP4_EP4), steps, strict=False)
+    ]
+
+
+def test_many_groups_are_summed_up_and_the_important_ones_come_first() -> None:
+    rows = [
+        *with_routing("zipf:1.0", 0.4, 0.3),
+        *with_routing("zipf:1.2", 0.3),
+        *with_routing("natural", 0.4, 0.3),
+        *with_routing("uniform", 0.3, 0.4),
+    ]
+    compared = Compared.of(view_of(rows))
+    assert summary(compared) == (
+        "Of 4 groups of comparable cells: dp4-ep4 eager is fastest in 2, dp4 eager is fastest in 1, 1 has no ranking."
+    )
+    assert [verdict.work for verdict in by_importance(compared)] == [
+        "natural routing",
+        "zipf:1.0 routing",
+        "uniform routing",
+        "zipf:1.2 routing",
+    ]
+    assert summary(Compared.of(sample_view())) == ""
 
 
 def test_one_number_and_no_number() -> None:

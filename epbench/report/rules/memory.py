@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, speed_ratio
+from epbench.report.quantities import peak_bytes
 from epbench.report.rules.model import FAILURE, Finding, best_of, fastest_cells, listed, ranked, share
-from epbench.report.tables import peak_bytes
 from epbench.report.text import gib, slow_down
 
 __all__ = ["fragmented", "near_capacity", "out_of_memory", "retried_allocations", "smaller"]
