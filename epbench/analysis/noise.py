@@ -14,6 +14,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, median, stdev
 
 from epbench.records import CellResult, LaunchValue
@@ -98,11 +99,16 @@ def smallest_detectable_change(between: float, launches: int) -> float | None:
     """
     if launches < 2:
         return None
+    return math.expm1(_detectable_shift(launches) * between * math.sqrt(2 / launches))
+
+
+@cache
+def _detectable_shift(launches: int) -> float:
+    """The noncentrality at which the paired t test finds what is there in ``POWER`` of the nights."""
     from scipy.optimize import brentq
     from scipy.special import nctdtr, stdtrit
 
     degrees = launches - 1
     critical = float(stdtrit(degrees, 1 - ALPHA))
     largest = 3 * critical + 10  # well above the answer for any number of degrees, and where nctdtr still has values
-    shift = float(brentq(lambda nc: nctdtr(degrees, nc, critical) - (1 - POWER), 0.0, largest))
-    return math.expm1(shift * between * math.sqrt(2 / launches))
+    return float(brentq(lambda nc: nctdtr(degrees, nc, critical) - (1 - POWER), 0.0, largest))

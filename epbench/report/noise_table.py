@@ -11,7 +11,7 @@ from epbench.report.tables import Table, Value
 from epbench.report.terminal import drawn
 from epbench.report.text import UNKNOWN, clean, ms
 
-__all__ = ["noise_json", "render_noise"]
+__all__ = ["ARMS", "noise_json", "noise_row", "noise_titles", "render_noise"]
 
 ARMS = (3, 5, 8)  # launches an arm
 _NAMES = {"step_s": "step", "device_work_s": "device work"}
@@ -22,10 +22,7 @@ def render_noise(views: Sequence[RunView]) -> str:
     found = list(_found(views))
     if not any(noise.between is not None for _, noise in found):
         raise RunError("no cell of these runs has two valid launches on one machine start: nothing tells its noise")
-    kinds = ("cell", "of", "median", "launches", "starts", "within", "between", "between starts")
-    titles = (*kinds, *(f"finds at {count}" for count in ARMS))
-    rows = tuple(_row(cell, noise) for cell, noise in found)
-    table = drawn(Table(titles, rows, (False, False) + (True,) * (len(titles) - 2)))
+    table = drawn(Table.of(noise_titles(), [noise_row(cell, noise) for cell, noise in found], texts=2))
     return f"{table}\n\n{_legend()}\n"
 
 
@@ -66,10 +63,23 @@ def _finds(noise: Noise, launches: int) -> float | None:
     return None if noise.between is None else smallest_detectable_change(noise.between, launches)
 
 
-def _row(cell: str, noise: Noise) -> tuple[Value, ...]:
+def noise_titles() -> tuple[str, ...]:
+    """The columns of a table of noise; the first two are texts."""
+    kinds = ("cell", "of", "median", "launches", "starts", "within", "between", "between starts")
+    return (*kinds, *(f"finds at {count}" for count in ARMS))
+
+
+def noise_row(cell: str, noise: Noise) -> tuple[Value, ...]:
+    """One metric of one cell, with the smallest change that each number of launches finds."""
     shares = (noise.within, noise.between, noise.between_starts, *(_finds(noise, count) for count in ARMS))
-    texts = [clean(cell), _NAMES[noise.metric], f"{ms(noise.median)} ms", str(noise.launches), str(noise.starts)]
-    return tuple(Value(text) for text in [*texts, *map(_percent, shares)])
+    return (
+        Value(clean(cell)),
+        Value(_NAMES[noise.metric]),
+        Value(f"{ms(noise.median)} ms", noise.median),
+        Value(str(noise.launches), noise.launches),
+        Value(str(noise.starts), noise.starts),
+        *(Value(_percent(share), share) for share in shares),
+    )
 
 
 def _percent(share: float | None) -> str:
