@@ -26,6 +26,7 @@ __all__ = [
     "YELLOW",
     "Figure",
     "bars",
+    "filled",
     "finished",
     "hatched",
     "interval_points",
@@ -61,8 +62,8 @@ class Figure:
 def interval_points(points: Sequence[tuple[int, Interval | None]], *, scale: float) -> dict[str, Any]:
     """x, y and asymmetric error bars of the known intervals."""
     known = [(at, found) for at, found in points if found is not None]
-    above = [scale * ((found.high or found.value) - found.value) for _, found in known]
-    below = [scale * (found.value - (found.low or found.value)) for _, found in known]
+    above = [rounded(scale * ((found.high or found.value) - found.value)) for _, found in known]
+    below = [rounded(scale * (found.value - (found.low or found.value))) for _, found in known]
     bars = {
         "type": "data",
         "symmetric": False,
@@ -71,12 +72,18 @@ def interval_points(points: Sequence[tuple[int, Interval | None]], *, scale: flo
         "thickness": 2,
         "width": 5,
     }
-    return {"x": [scale * found.value for _, found in known], "y": [at for at, _ in known], "error_x": bars}
+    return {"x": [rounded(scale * found.value, 6) for _, found in known], "y": [at for at, _ in known], "error_x": bars}
 
 
 def bars(lengths: Sequence[float]) -> dict[str, Any]:
     """Horizontal bars in rows 0, 1, 2, ...; one of no length is left out."""
     return {"x": [length or None for length in lengths], "y": list(range(len(lengths))), "orientation": "h"}
+
+
+def filled(color: str, shape: str) -> dict[str, Any]:
+    """A bar's marker that is solid to the eye, with a faint hatching that no other series of its chart has."""
+    pattern = {"shape": shape, "fillmode": "overlay", "fgcolor": "#fff", "fgopacity": 0.35, "size": 7, "solidity": 0.12}
+    return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
 
 
 def hatched(color: str) -> dict[str, Any]:
