@@ -9,10 +9,9 @@ from epbench.analysis.comm import above_ceiling
 from epbench.memory_records import MemoryDetail
 from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunRecord, Spread
 from epbench.report.data import RunData
-from epbench.report.provenance import environment_rows, provenance_rows
 from epbench.report.text import UNKNOWN, clean, error, gib, join, ms, number, percent
 
-__all__ = ["Details", "details_of", "environment_rows", "provenance_rows"]
+__all__ = ["Details", "details_of"]
 
 Rows = tuple[tuple[str, str], ...]  # (what, text)
 _OF_ONE_TIME = ("--only", "--resume", "--budget")  # options of a command that another run of one cell has no use for
