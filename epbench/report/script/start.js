@@ -5,6 +5,7 @@ filter.start();
 reference.start();
 copying.start();
 downloads.start();
+frontier.start();
 pickers.start();
 charts.start().then(tables.loadAll);
 state.start();
