@@ -4,7 +4,7 @@ from typing import Literal
 
 from epbench.records import CellResult, RunView
 from epbench.report.comparison import Compared, Group
-from epbench.report.details import environment_rows
+from epbench.report.provenance import environment_rows
 from epbench.report.routing_pairs import routings_table
 from epbench.report.tables import Table, cell_columns, cells_table
 from epbench.report.text import clean
