@@ -17,6 +17,7 @@ from epbench.report.figures.base import (
     SKY,
     YELLOW,
     Figure,
+    filled,
     finished,
     name_rows,
     rounded,
@@ -77,7 +78,7 @@ def collectives_figure(compared: Compared, cells: Sequence[CellResult], looks: L
     for name, color, shape in looks.all():
         transfers = [_ms(_calls(row, name, looks), lambda one: one.transfer_s) for row in rows]
         if any(transfers):
-            figure.add_bar(**_bars(transfers), name=safe(name), marker=_filled(color, shape))
+            figure.add_bar(**_bars(transfers), name=safe(name), marker=filled(color, shape))
     for name, color, shape in looks.all():
         waits = [_ms(_calls(row, name, looks), lambda one: one.wait_s) for row in rows]
         if any(waits):
@@ -132,12 +133,6 @@ def _bars(lengths: Sequence[float | None]) -> dict[str, Any]:
     return {"x": [length for _, length in found], "y": [at for at, _ in found], "orientation": "h"}
 
 
-def _filled(color: str, shape: str) -> dict[str, Any]:
-    """Solid to the eye, with the series' hatching faintly on it."""
-    pattern = {"shape": shape, "fillmode": "overlay", "fgcolor": "#fff", "fgopacity": 0.35, "size": 7, "solidity": 0.12}
-    return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
-
-
 def _outlined(color: str, shape: str) -> dict[str, Any]:
     """The hatching alone."""
     pattern = {"shape": shape, "fgcolor": color, "bgcolor": "rgba(0,0,0,0)", "size": 6, "solidity": 0.3}
@@ -188,10 +183,10 @@ def beside_alone_figure(rows: Sequence[CollectiveRow]) -> Figure:
     places = list(range(len(rows)))
     late = [rounded(1e6 * max(0.0, row.p95_s - row.p50_s)) for row in rows]
     bars = {"type": "data", "symmetric": False, "array": late, "arrayminus": [0] * len(rows), "thickness": 2}
-    filled = {"color": ORANGE, "symbol": "diamond", "size": 11}
+    full = {"color": ORANGE, "symbol": "diamond", "size": 11}
     hollow = {"color": BLUE, "symbol": "circle-open", "size": 11, "line": {"width": 2, "color": BLUE}}
     figure.add_scatter(x=alone, y=places, name="the same bytes alone", mode="markers", marker=hollow)
-    figure.add_scatter(x=in_step, y=places, error_x=bars, name="in the step", mode="markers", marker=filled)
+    figure.add_scatter(x=in_step, y=places, error_x=bars, name="in the step", mode="markers", marker=full)
     name_rows(figure, [f"{kind_of(row)}, {row.phase}, {row.axis}" for row in rows])
     figure.update_xaxes(title_text="transfer of one call, µs", type="log")
     return finished(figure, rows=len(rows), label="One call in the step beside the same bytes alone")
@@ -205,7 +200,7 @@ def axis_bytes_figure(rows: Sequence[tuple[str, dict[str, float]]], looks: Looks
     for name, color, shape in looks.all():
         totals = [sum(size for axis, size in sizes.items() if looks.name(axis) == name) for _, sizes in rows]
         lengths = [rounded(total / 2**30) for total in totals]
-        figure.add_bar(**_bars(lengths), name=safe(name), marker=_filled(color, shape))
+        figure.add_bar(**_bars(lengths), name=safe(name), marker=filled(color, shape))
     name_rows(figure, [name for name, _ in rows])
     figure.update_layout(barmode="stack", bargap=0.3)
     figure.update_xaxes(title_text="buffers of collectives, GiB a step and rank", rangemode="tozero")

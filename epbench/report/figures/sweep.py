@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from epbench.comm_records import OPS, WAYS, CommFit, CommPoint, Op, Swept, Way
@@ -62,9 +63,10 @@ def sweep_figure(swept: Swept, own: Sequence[OwnSize], quantity: Quantity) -> Fi
                 figure.add_trace(trace | {"showlegend": row == 1 and "markers" in trace["mode"]}, row=row, col=1)
         _panel_axis(figure, row, f"{way}, {quantity.title}", is_log=quantity.is_log)
     figure.add_trace(_fit_legend(), row=1, col=1)
+    ends = _ends([point.bytes for point in swept.points] + [one.bytes for one in own])
     if kinds:
-        _own_sizes(figure, own, kinds, row=len(heights))
-    _size_axis(figure, [point.bytes for point in swept.points] + [one.bytes for one in own], row=len(heights))
+        _own_sizes(figure, own, middle=10 ** fmean(ends), row=len(heights))
+    _size_axis(figure, ends, row=len(heights))
     return finished(figure, rows=sum(heights), row_px=1, label=quantity.label)
 
 
@@ -125,10 +127,9 @@ def _panel_axis(figure: Any, row: int, title: str, *, is_log: bool) -> None:
         figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
 
 
-def _own_sizes(figure: Any, own: Sequence[OwnSize], kinds: Sequence[str], *, row: int) -> None:
-    """A row of points for each kind of call, with its name beside them, and lines up through the panels."""
-    sizes = sorted({one.bytes for one in own})
-    middle = math.sqrt(sizes[0] * sizes[-1])
+def _own_sizes(figure: Any, own: Sequence[OwnSize], *, middle: float, row: int) -> None:
+    """A row of points for each kind of call, with its name on the side of the middle, and lines up to the panels."""
+    sizes, kinds = {one.bytes for one in own}, list(dict.fromkeys(one.kind for one in own))
     for place, kind in enumerate(kinds):
         alike = sorted((one for one in own if one.kind == kind), key=lambda one: one.bytes)
         figure.add_trace(_own_points(alike, place, name_right=alike[0].bytes < middle), row=row, col=1)
@@ -161,10 +162,14 @@ def _own_points(own: Sequence[OwnSize], place: int, *, name_right: bool) -> dict
     }
 
 
-def _size_axis(figure: Any, sizes: Sequence[int], *, row: int) -> None:
-    """Powers of 32 in words; the range is that of ``sizes``."""
+def _ends(sizes: Sequence[int]) -> list[float]:
+    """Of a logarithmic axis, with some air."""
+    return [math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.1]
+
+
+def _size_axis(figure: Any, ends: list[float], *, row: int) -> None:
+    """Powers of 32 in words."""
     ticks = [32**power for power in range(1, 8)]
-    ends = [math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.1]
     texts = [size_text(tick) for tick in ticks]
     figure.update_xaxes(type="log", tickmode="array", tickvals=ticks, ticktext=texts, range=ends)
     figure.update_xaxes(title_text="buffer of the rank that has most", row=row, col=1)
