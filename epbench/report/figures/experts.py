@@ -38,8 +38,8 @@ def color_span(copies: ExpertCopies) -> int:
 
     The heaviest expert sets it; one that has even less than the scale's lower end has that end's colour.
     """
-    known = [value for row in _logs(copies) for value in row if value is not None]
-    return max(1, math.ceil(max(known, default=0.0)))
+    heaviest = max(max(row) * len(row) / sum(row) for row in copies.experts)
+    return max(1, math.ceil(math.log2(heaviest)))
 
 
 def load_figure(copies: ExpertCopies) -> Figure:
@@ -119,8 +119,7 @@ def _rank_columns(figure: Any, copies: ExpertCopies) -> None:
         figure.update_xaxes(title_text="expert", showgrid=False)
         return
     block = experts // ranks
-    for rank in range(1, ranks):
-        figure.add_vline(x=rank * block - 0.5, line={"color": GREY, "width": 1.5})
+    figure.update_layout(shapes=[_between(rank * block - 0.5) for rank in range(1, ranks)])
     shown = range(0, ranks, math.ceil(ranks / 16))
     figure.update_xaxes(
         title_text=f"ep rank, each with {block} of {experts} experts",
@@ -129,6 +128,10 @@ def _rank_columns(figure: Any, copies: ExpertCopies) -> None:
         ticktext=[str(rank) for rank in shown],
         showgrid=False,
     )
+
+
+def _between(x: float) -> dict[str, Any]:
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": GREY, "width": 1.5}}
 
 
 def imbalance_figure(curves: Sequence[Curve], loads: Mapping[str, float], *, load_title: str, rank_word: str) -> Figure:
