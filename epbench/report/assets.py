@@ -7,6 +7,7 @@ import base64
 import gzip
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,26 @@ class Assets:
     def of(cls) -> "Assets":
         """Read from the package; plotly's from the installed wheel."""
         from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
 
-        script, plotly = page_script(), get_plotlyjs()
+        script = page_script()
         style = (_HERE / "page.css").read_text(encoding="utf-8")
-        return cls(Markup(style), Markup(script), _policy(script, plotly), packed(plotly))
+        library = _plotly()
+        return cls(Markup(style), Markup(script), _policy(_digest(script), library.digest), library.packed)
+
+
+@dataclass(frozen=True)
+class _Library:
+    digest: str
+    packed: str
+
+
+@cache
+def _plotly() -> _Library:
+    """Packing 5 MB takes longer than most pages do."""
+    from plotly.offline import get_plotlyjs
+
+    text = get_plotlyjs()
+    return _Library(_digest(text), packed(text))
 
 
 def page_script() -> str:
@@ -49,10 +65,14 @@ def packed(text: str) -> str:
     return _base64(gzip.compress(text.encode(), compresslevel=9, mtime=0))
 
 
-def _policy(*scripts: str) -> str:
+def _policy(*digests: str) -> str:
     """Refuse everything but these scripts, our style, and pictures that the page makes itself."""
-    digests = " ".join(f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'" for text in scripts)
-    return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
+    sources = " ".join(f"'{digest}'" for digest in digests)
+    return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{_base64(hashlib.sha256(text.encode()).digest())}"
 
 
 def _base64(data: bytes) -> str:
