@@ -121,19 +121,34 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
 
 
 def finished(figure: Any, *, rows: int, label: str, row_px: int = _ROW_PX) -> Figure:
-    """The figure with what all charts share; ``rows`` give the height, row names the least width."""
+    """The figure with what all charts share; ``rows`` give the height, row names the least width.
+
+    Set in the plain dictionary: plotly's own updates check every setting again, which took most of a report's time.
+    """
+    from plotly.io.json import to_json_plotly
+
+    made = figure.to_dict()
     height = 130 + row_px * rows
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 8, "r": 24, "t": 8, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        hoverlabel={"align": "left"},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-    )
-    figure.update_xaxes(automargin=True, zeroline=False, title_standoff=8)
-    figure.update_yaxes(automargin=True)
-    names = figure.layout.yaxis.ticktext or ("",)
+    made["layout"] = layout = _framed(made["layout"], height)
+    names = layout["yaxis"].get("ticktext") or ("",)
     min_width = _PLOT_PX + _CHARACTER_PX * max(map(len, names))
-    return Figure(str(figure.to_json()), height, min_width, label)
+    return Figure(str(to_json_plotly(made)), height, min_width, label)
+
+
+def _framed(layout: dict[str, Any], height: int) -> dict[str, Any]:
+    """A layout with the margins, legend and axes of all charts; without a template, which is plotly's ``none``."""
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}
+    framed = {key: value for key, value in layout.items() if key != "template"} | {
+        "height": height,
+        "margin": {"l": 8, "r": 24, "t": 8, "b": 8},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "hoverlabel": layout.get("hoverlabel", {}) | {"align": "left"},
+        "legend": layout.get("legend", {}) | legend,
+    }
+    for key in dict.fromkeys(["xaxis", "yaxis", *(key for key in layout if key[1:5] == "axis")]):
+        axis = layout.get(key, {}) | {"automargin": True}
+        if key.startswith("x"):
+            axis |= {"zeroline": False, "title": axis.get("title", {}) | {"standoff": 8}}
+        framed[key] = axis
+    return framed
