@@ -18,8 +18,8 @@ from epbench.analysis.pairwise import ratios_to
 from epbench.analysis.statistics import MIN_LAUNCHES, Interval
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, pareto, step_launches, throughput
+from epbench.report.quantities import peak_bytes
 from epbench.report.selection import weighed
-from epbench.report.tables import peak_bytes
 from epbench.report.text import gib, join, number
 
 __all__ = ["Answer", "Choice", "Point", "Room", "Standing", "answer_for", "choice_of", "room_of"]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, is_measured
-from epbench.report.tables import peak_bytes
+from epbench.report.quantities import peak_bytes
 from epbench.report.text import join
 from epbench.report.verdict import NOT_RUN
 

@@ -22,13 +22,14 @@ SURE, NOISY = 0, 60
 
 def both(eager_ms: float, compiled_ms: float, *, noise: int = SURE, layout: Layout = DP4, **fields: Any) -> list[Any]:
     """One layout in both modes, compiled in 20 s by its first of three launches and in 4 s by the median one."""
-    found: dict[str, Any] = {"compile": CompileRecord(seconds=20.0, graph_breaks=0, recompiles=0)} | fields
-    phases = {"measure": {"build": 1.0, "compile": 4.0}}
+    options: dict[str, Any] = {
+        "sign": noise,
+        "phases_s": {"measure": {"build": 1.0, "compile": 4.0}},
+        "compile": CompileRecord(seconds=20.0, graph_breaks=0, recompiles=0),
+    }
     return [
         measured_cell(Cell(layout=layout), eager_ms / 1e3, sign=SURE, launches=fields.get("launches", 3)),
-        measured_cell(
-            Cell(layout=layout, mode="compiled"), compiled_ms / 1e3, **{"sign": noise, "phases_s": phases} | found
-        ),
+        measured_cell(Cell(layout=layout, mode="compiled"), compiled_ms / 1e3, **(options | fields)),
     ]
 
 

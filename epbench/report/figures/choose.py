@@ -13,7 +13,7 @@ from epbench.report.comparison import Compared
 from epbench.report.figures.base import GREEN, GREY, MODES, ORANGE, Figure, finished, rounded, safe
 from epbench.report.frontier import Choice, Point, Room, Standing
 from epbench.report.placement import Axes, Box, label_places, text_box
-from epbench.report.tables import peak_word
+from epbench.report.quantities import peak_word
 from epbench.report.text import gib
 
 __all__ = ["frontier_figure"]

@@ -6,9 +6,10 @@ from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group
 from epbench.report.figures.choose import frontier_figure
 from epbench.report.frontier import Choice, Point, Room, answer_for, choice_of, room_of
+from epbench.report.quantities import peak_word
 from epbench.report.sections.model import INTERVALS, Chart, Section, Variant
 from epbench.report.selection import absent_note
-from epbench.report.tables import Table, Value, peak_word
+from epbench.report.tables import Table, Value
 from epbench.report.text import UNKNOWN, gib, interval, percent, speed_up
 from epbench.report.verdict import NOT_RUN
 
