@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-__all__ = ["CONFIDENCE", "MIN_LAUNCHES", "Interval", "launch_interval", "ratio_interval", "ties"]
+__all__ = ["CONFIDENCE", "MIN_LAUNCHES", "Interval", "launch_interval", "ratio_interval", "ties", "unpaired_ratio"]
 
 CONFIDENCE = 0.95
 MIN_LAUNCHES = 3  # fewer give a value, no interval, and are never ranked
@@ -67,10 +67,23 @@ def ratio_interval(base: Mapping[int, float], other: Mapping[int, float]) -> Int
     value = median(other.values()) / median(base.values())
     if min(len(base), len(other)) < MIN_LAUNCHES:
         return Interval(value)
-    if base.keys() == other.keys():
-        centre, half = _paired([math.log(other[index] / base[index]) for index in sorted(base)])
-    else:
-        centre, half = _welch(_logs(base), _logs(other))
+    if base.keys() != other.keys():
+        return unpaired_ratio(list(base.values()), list(other.values()))
+    centre, half = _paired([math.log(other[index] / base[index]) for index in sorted(base)])
+    return _interval(value, centre=centre, half=half)
+
+
+def unpaired_ratio(base: Sequence[float], other: Sequence[float]) -> Interval | None:
+    """``other / base`` with Welch's 95 % interval: of launches that nothing pairs, such as those of two runs.
+
+    None if an arm is empty; without bounds if an arm has fewer than three launches.
+    """
+    if not base or not other:
+        return None
+    value = median(other) / median(base)
+    if min(len(base), len(other)) < MIN_LAUNCHES:
+        return Interval(value)
+    centre, half = _welch(_logs(base), _logs(other))
     return _interval(value, centre=centre, half=half)
 
 
@@ -94,8 +107,8 @@ def _differ(base: Mapping[int, float], other: Mapping[int, float]) -> bool:
     return ratio is not None and ratio.excludes(1.0)
 
 
-def _logs(arm: Mapping[int, float]) -> list[float]:
-    return [math.log(value) for value in arm.values()]
+def _logs(values: Sequence[float]) -> list[float]:
+    return [math.log(value) for value in values]
 
 
 def _interval(value: float, *, centre: float, half: float) -> Interval:

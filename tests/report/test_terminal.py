@@ -4,9 +4,11 @@ import pytest
 
 from epbench.cells import Cell
 from epbench.report.comparison import Compared
+from epbench.report.findings import findings
 from epbench.report.terminal import render_cells
-from epbench.report.verdict import verdicts
+from epbench.report.verdict import summary, verdicts
 from tests.report.sample import DP4, HOSTILE, measured_cell, sample_view, view_of
+from tests.report.sample_data import many_cells
 
 
 def test_it_says_what_the_page_says() -> None:
@@ -14,7 +16,8 @@ def test_it_says_what_the_page_says() -> None:
     text = render_cells(view)
     for verdict in verdicts(Compared.of(view)):
         assert verdict.text in text
-    assert text.index("is fastest") < text.index("outcome") < text.index("out of memory")
+    assert all(f"- {finding.text}" in text for finding in findings(Compared.of(view)))
+    assert text.index("is fastest") < text.index("- ") < text.index("verdict  ") < text.index("out of memory")
     assert "317.8 [310.4, 325.8]" in text and "+10.8 % [10.4, 11.0]" in text
     assert "10 ok, 1 oom, 1 wrong, 1 unstable, 1 crashed, 1 skipped, 1 not run" in text
 
@@ -22,7 +25,9 @@ def test_it_says_what_the_page_says() -> None:
 def test_every_cell_has_one_line_and_every_failure_its_reason() -> None:
     view = sample_view()
     lines = render_cells(view).splitlines()
-    rows = [line for line in lines if line.split() and line.split()[0] in {"ok", "oom", "wrong", "unstable"}]
+    rows = [
+        line for line in lines if line.split() and line.split()[0] in {"fastest", "slower", "oom", "wrong", "unstable"}
+    ]
     assert len(rows) == 13
     reasons = [cell.reason for cell in view.cells if cell.reason]
     assert len(reasons) == 6
@@ -32,9 +37,18 @@ def test_every_cell_has_one_line_and_every_failure_its_reason() -> None:
 
 def test_tables_are_plain_and_at_most_120_columns_wide() -> None:
     text = render_cells(sample_view())
-    table = text[text.index("outcome") : text.index("10 ok")]
-    assert max(map(len, (line for line in table.splitlines() if "fastest" not in line))) <= 120
+    table = text[text.index("verdict  ") : text.index("10 ok")]
+    assert max(map(len, table.splitlines())) <= 120
     assert "\x1b" not in text
+
+
+def test_many_groups_are_summed_up_first_and_each_verdict_stands_by_its_table() -> None:
+    compared = Compared.of(many_cells(40))
+    text = render_cells(compared.view)
+    assert text.index(summary(compared)) < text.index("verdict  ")
+    for verdict in verdicts(compared):
+        assert text.count(verdict.text) == 1
+        assert text[text.index(verdict.text) + len(verdict.text) :].lstrip().startswith(("verdict", "tokens"))
 
 
 def test_warnings_of_the_run_stand_above_its_numbers() -> None:

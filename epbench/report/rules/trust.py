@@ -33,7 +33,7 @@ def not_run(compared: Compared) -> Finding | None:
     if not waiting:
         return None
     count = len(compared.view.cells)
-    return Finding(f"{waiting} of {count} cells were not run yet.", "cells", FAILURE * waiting / count)
+    return Finding(f"{waiting} of {count} cells have not been run.", "cells", FAILURE * waiting / count)
 
 
 def faster_than_wires(compared: Compared) -> Finding | None:

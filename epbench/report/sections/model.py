@@ -53,3 +53,4 @@ class Section:
     note: str = ""
     table: Table | None = None
     tables: tuple[TitledTable, ...] = ()
+    lead: str = ""  # what stands first, above the charts

@@ -1,0 +1,87 @@
+"""What changed between runs: one row a cell, or one cell over the runs."""
+
+from collections.abc import Sequence
+
+from epbench.analysis.statistics import Interval
+from epbench.report.comparison import step_interval
+from epbench.report.figures.base import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Figure,
+    finished,
+    interval_points,
+    name_rows,
+    rounded,
+    safe,
+)
+from epbench.report.runs import Change, Word
+
+__all__ = ["change_figure", "history_figure"]
+
+_LOOKS: tuple[tuple[Word, str, str], ...] = (
+    ("slower", ORANGE, "triangle-left"),
+    ("faster", GREEN, "triangle-right"),
+    ("no difference", GREY, "circle-open"),
+    ("unknown", GREY, "x-thin"),
+)
+
+
+def change_figure(changes: Sequence[Change]) -> Figure:
+    """Difference of tokens/s in per cent, a row for each change in the order given; bars are 95 % intervals."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for word, color, symbol in _LOOKS:
+        points = [(at, _percent(change.speed)) for at, change in enumerate(changes) if change.word == word]
+        if points:
+            marker = {"color": color, "symbol": symbol, "size": 11, "line": {"width": 2, "color": color}}
+            figure.add_scatter(**interval_points(points, scale=1.0), name=word, mode="markers", marker=marker)
+    figure.add_vline(x=0.0, line={"color": GREY, "dash": "dot", "width": 2})
+    name_rows(figure, [change.name for change in changes])
+    figure.update_layout(showlegend=True)
+    figure.update_xaxes(title_text="tokens/s of the last run against the first, %")
+    return finished(figure, rows=len(changes) + 1, label="Difference of speed of each cell between the runs")
+
+
+def _percent(speed: Interval | None) -> Interval | None:
+    """A ratio as a difference in per cent."""
+    if speed is None:
+        return None
+    value, low, high = (None if x is None else rounded(100 * (x - 1)) for x in (speed.value, speed.low, speed.high))
+    assert value is not None, "an interval has a value"
+    return Interval(value, low, high)
+
+
+def history_figure(change: Change, *, runs: Sequence[str], marks: Sequence[str]) -> Figure:
+    """Step of one cell over ``runs``; ``marks`` say of each run in what it differs from the one before it."""
+    import plotly.graph_objects as go
+
+    steps = [None if cell is None else step_interval(cell) for cell in change.cells]
+    points = [(at, step) for at, step in enumerate(steps) if step is not None]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[at for at, _ in points],
+        y=[rounded(1e3 * step.value) for _, step in points],
+        error_y=_error(points),
+        mode="lines+markers",
+        showlegend=False,
+        marker={"color": BLUE, "size": 10},
+        line={"color": GREY, "width": 2},
+    )
+    for at, mark in enumerate(marks):
+        if mark:
+            figure.add_vline(x=at - 0.5, line={"color": ORANGE, "dash": "dash", "width": 2})
+            figure.add_annotation(x=at - 0.5, y=1.0, yref="paper", text=safe(mark), showarrow=False, textangle=-90)
+            figure.layout.annotations[-1].update(xanchor="right", yanchor="top")
+    ticks = {"tickvals": list(range(len(runs))), "ticktext": [safe(name) for name in runs]}
+    figure.update_xaxes(tickmode="array", **ticks, range=[-0.7, len(runs) - 0.3])
+    figure.update_yaxes(title_text="step, ms")
+    return finished(figure, rows=8, label=f"Step of {change.name} over the runs")
+
+
+def _error(points: Sequence[tuple[int, Interval]]) -> dict[str, object]:
+    """Bars up and down from each point."""
+    bars = interval_points(points, scale=1e3)["error_x"]
+    return {**bars, "array": list(map(rounded, bars["array"])), "arrayminus": list(map(rounded, bars["arrayminus"]))}

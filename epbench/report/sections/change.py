@@ -1,0 +1,97 @@
+"""Compared with another run: what changed, and what else differs. Only where runs are compared; it leads the page."""
+
+from itertools import pairwise
+
+from epbench.records import CellResult
+from epbench.report.changes import (
+    changes_sentence,
+    changes_table,
+    differences_table,
+    history_table,
+    letters,
+    notes,
+    outcome_lines,
+)
+from epbench.report.comparison import Compared, is_measured
+from epbench.report.data import RunData
+from epbench.report.figures.change import change_figure, history_figure
+from epbench.report.provenance import provenance_diff
+from epbench.report.runs import Change, ComparedRuns
+from epbench.report.sections.model import Chart, Section, TitledTable, Variant
+from epbench.report.text import clean, join
+
+__all__ = ["change_section"]
+
+_MOST_ROWS = 40
+_NAMED = 2  # differences of two runs that a mark in a chart names
+
+
+def change_section(compared: ComparedRuns) -> Section:
+    """The last run against the first; with more than two runs, each cell over all of them."""
+    charts = [chart for chart in (_change(compared), _history(compared)) if chart is not None]
+    differences = differences_table(compared)
+    tables = (TitledTable("What else differs", differences),) if differences.rows else ()
+    same = [] if differences.rows else ["Nothing else that is recorded differs between the first run and the last."]
+    runs = [f"{letter} is {name}" for letter, name in zip(letters(compared), compared.names, strict=True)]
+    return Section(
+        "compared",
+        f"Compared with {compared.names[0]}",
+        tuple(charts),
+        missing="" if charts else "No cell has a step in both runs.",
+        lead=" ".join([changes_sentence(compared), *outcome_lines(compared)]),
+        note=" ".join([f"{', '.join(runs)}.", *notes(compared), *same]),
+        table=None if charts else changes_table(compared),
+        tables=tables,
+    )
+
+
+def _change(compared: ComparedRuns) -> Chart | None:
+    known = [change for change in compared.common if change.speed is not None]
+    if not known:
+        return None
+    shown = sorted(known, key=_rank)[:_MOST_ROWS]
+    cut = "" if len(shown) == len(known) else f" The {len(shown)} that changed most of {len(known)} are drawn."
+    caption = (
+        f"Tokens/s of the last run against the first, slower cells first; bars are 95 % intervals, and one that holds "
+        f"0 is no difference.{cut}"
+    )
+    return Chart("change", "Change of speed", caption, (Variant("", change_figure(shown), changes_table(compared)),))
+
+
+def _rank(change: Change) -> tuple[int, float]:
+    """Slower cells first, then faster ones, each by the size of the change; what cannot be told comes last."""
+    value = change.speed.value if change.speed else 1.0
+    order = {"slower": 0, "faster": 1, "no difference": 2, "unknown": 3}
+    return order[change.word], -abs(value - 1)
+
+
+def _history(compared: ComparedRuns) -> Chart | None:
+    """One cell at a time over three runs or more."""
+    changes = [change for change in compared.changes if len(_measured(change)) > 1]
+    if len(compared.runs) < 3 or not changes:
+        return None
+    naming = Compared.of(compared.runs[-1]).naming
+    marks = ["", *(_mark(after, before) for before, after in pairwise(compared.runs))]
+    variants = tuple(
+        Variant(
+            naming.full(change.cell),
+            history_figure(change, runs=letters(compared), marks=marks),
+            history_table(compared, change),
+        )
+        for change in changes
+        if change.cells[-1] is not None
+    )
+    caption = "Median over launches with its 95 % interval, run by run; a dashed line is a change of what is named."
+    return Chart("history", "Step over the runs", caption, variants, picker="cell") if variants else None
+
+
+def _measured(change: Change) -> list[CellResult]:
+    return [cell for cell in change.cells if cell is not None and is_measured(cell)]
+
+
+def _mark(run: RunData, before: RunData) -> str:
+    """In what a run's machine and software differ from those of the one before it, in short."""
+    found = [one for one in provenance_diff(run.view, before.view) if not one.what.startswith("scenario")]
+    named = [f"{one.what} {one.reference} \N{RIGHTWARDS ARROW} {one.here}" for one in found[:_NAMED]]
+    more = [f"{len(found) - _NAMED} more"] if len(found) > _NAMED else []
+    return clean(join([*named, *more]), 60) if found else ""
