@@ -58,6 +58,7 @@ class Looks:
 
     def name(self, series: str) -> str:
         """The series, or the one that it is folded into."""
+        assert series in self.names or series in self.folded, f"{series} was not there when the looks were chosen"
         return series if series in self.names else OTHER
 
     def all(self) -> list[tuple[str, str, str]]:
