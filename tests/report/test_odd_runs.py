@@ -115,10 +115,14 @@ def test_odd_names_everywhere_stay_text() -> None:
     assert tags <= {tag for own in usual.tags.values() for tag in own} | {"figcaption", "strong"}
     assert not any(name.startswith("on") for name in page.attributes)
     assert not set("\u202e\u2028\u2029") & set(html)
-    assert not set("<>\u202e\u2028") & set(re.sub(r"</?(?:br|b|i|sup|sub|extra)/?>", "", _texts(page)))
+    assert not set("<>\u202e\u2028") & set(re.sub(r"</?(?:br|b|i|sup|sub|extra)/?>", "", _drawn(page)))
     assert max(map(len, re.split(r"[\s<>]", page.text))) < 2500
     assert sensible(page) == []
 
 
-def _texts(page: Page) -> str:
-    return json.dumps(list(page.figures()), ensure_ascii=False)
+def _drawn(page: Page) -> str:
+    """All that plotly reads, which takes some tags for its own; ``meta`` is for the page's script, which sets text."""
+    figures = list(page.figures())
+    for figure in figures:
+        figure["layout"].pop("meta", None)
+    return json.dumps(figures, ensure_ascii=False)
