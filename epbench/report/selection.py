@@ -31,15 +31,25 @@ def mode_pairs(rows: Rows) -> list[tuple[str, CellResult, CellResult]]:
     return pairs
 
 
-def size_rows(compared: Compared) -> Rows:
-    """Layouts and modes that were measured with two model sizes or more."""
+def size_rows(compared: Compared) -> dict[str, Rows]:
+    """By routing and other conditions: layouts and modes that were measured with two model sizes or more.
+
+    The layout with the highest throughput comes first, its modes beside each other.
+    """
     naming = compared.naming
+    by_conditions = _by(naming.conditions, [cell for cell in compared.view.cells if is_measured(cell)])
+    found: dict[str, Rows] = {}
+    for conditions, cells in by_conditions:
+        best = {name: max(map(_tokens, members)) for name, members in _by(naming.layout, cells)}
+        rows = [row for row in _by(naming.arm, cells) if len({naming.size(cell) for cell in row[1]}) > 1]
+        if rows:
+            first = {name: -best[naming.layout(members[0])] for name, members in rows}
+            found[conditions] = sorted(rows, key=lambda row: (first[row[0]], -max(map(_tokens, row[1]))))
+    return found
 
-    def name(cell: CellResult) -> str:
-        return ", ".join(filter(None, (naming.arm(cell), naming.conditions(cell))))
 
-    cells = [cell for cell in compared.view.cells if is_measured(cell)]
-    return [row for row in _by(name, cells) if len({naming.size(cell) for cell in row[1]}) > 1]
+def _tokens(cell: CellResult) -> float:
+    return cell.tokens_per_s_per_rank or 0.0
 
 
 def weighed(compared: Compared, cells: Sequence[CellResult]) -> list[CellResult]:

@@ -3,16 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
-from epbench.cells import ModelSpec, TrainSpec
-from epbench.flops import flops_per_token
-from epbench.packing import attended_length
 from epbench.records import CellResult, VerifyRecord
 from epbench.report.comparison import Compared, launch_spread, speed_ratio, step_launches
 from epbench.report.quantities import exposed_share, peak_bytes, peak_text, peak_word
 from epbench.report.text import (
-    UNKNOWN,
     clean,
     error,
     interval,
@@ -30,7 +24,6 @@ __all__ = [
     "cells_table",
     "peak_bytes",
     "peak_word",
-    "sizes_table",
 ]
 
 
@@ -206,57 +199,6 @@ def cells_table(cells: Iterable[CellResult], columns: Iterable[Column]) -> Table
         titles=tuple(column.title for column in columns),
         rows=tuple(tuple(column.value(cell) for column in columns) for cell in cells),
         numbers=tuple(column.is_number for column in columns),
-    )
-
-
-def sizes_table(compared: Compared, rows: Iterable[tuple[str, tuple[CellResult, ...]]]) -> Table:
-    """The sizes of each layout and mode beside each other, each against the first of them."""
-    titles = (
-        "layout and mode",
-        "experts / top-k / width",
-        "total, B",
-        "active, B",
-        "GFLOP/token causal",
-        "step, ms",
-        f"tokens/s/{compared.rank_word}",
-        "TFLOP/s causal",
-        "tokens/s against first",
-    )
-    found = [
-        (
-            Value(name),
-            Value(compared.naming.size(cell)),
-            *_sizes(cell),
-            _step(cell),
-            _number(cell.tokens_per_s_per_rank),
-            _number(cell.tflops_causal),
-            _against_first(cell, cells[0]),
-        )
-        for name, cells in rows
-        for cell in cells
-    ]
-    return _table(titles, found, texts=2)
-
-
-def _against_first(cell: CellResult, first: CellResult) -> Value:
-    if cell.cell == first.cell:
-        return Value("first", 1.0)
-    ratio = speed_ratio(cell, first)
-    return Value(speed_up(ratio), ratio.value if ratio else None)
-
-
-def _sizes(cell: CellResult) -> tuple[Value, Value, Value]:
-    """Total and active parameters in billions, and causal GFLOP a token; unknown for a foreign model."""
-    known = {key: value for key, value in cell.model.items() if key in ModelSpec.model_fields}
-    try:
-        model, train = ModelSpec.model_validate(known), TrainSpec.model_validate(cell.train)
-    except ValidationError:
-        return Value(UNKNOWN), Value(UNKNOWN), Value(UNKNOWN)
-    flops = flops_per_token(model, seq_len=attended_length(train))
-    return (
-        _number(model.total_parameters / 1e9),
-        _number(model.active_parameters / 1e9),
-        _number(flops.causal / 1e9),
     )
 
 

@@ -2,42 +2,41 @@
 
 from collections.abc import Sequence
 
-from epbench.analysis.statistics import Interval
 from epbench.records import CellResult
-from epbench.report.comparison import Compared, step_interval
-from epbench.report.figures.base import SERIES, Figure, finished, interval_points, name_rows, safe
+from epbench.report.comparison import Compared, throughput
+from epbench.report.figures.base import GREY, SERIES, Figure, finished, interval_points, name_rows, safe
 
 __all__ = ["sizes_figure"]
 
+_ROOM = 0.56  # of a row, for the sizes below each other: equal throughputs of two sizes do not cover each other
+_SIZE_PX = 11
+
 
 def sizes_figure(compared: Compared, rows: Sequence[tuple[str, Sequence[CellResult]]]) -> Figure:
-    """Throughput of each model size, one line of points for each layout and mode; bars are 95 % intervals."""
+    """Throughput of each model size in rows of layouts and modes; bars are 95 % intervals."""
     import plotly.graph_objects as go
 
-    naming = compared.naming
+    sizes = sizes_of(compared, rows)
     figure = go.Figure()
-    for index, size in enumerate(dict.fromkeys(naming.size(cell) for _, cells in rows for cell in cells)):
+    for index, size in enumerate(sizes):
         color, symbol = SERIES[index % len(SERIES)]
-        points = [
-            (at, _throughput(cell)) for at, (_, cells) in enumerate(rows) for cell in cells if naming.size(cell) == size
-        ]
-        figure.add_scatter(
-            **interval_points(points, scale=1.0),
-            name=safe(size),
-            mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 11},
-        )
+        points = interval_points(
+            [(at, throughput(cell)) for at, (_, cells) in enumerate(rows) for cell in cells
+             if compared.naming.size(cell) == size], scale=1.0
+        )  # fmt: skip
+        shift = _ROOM * (index / (len(sizes) - 1) - 0.5)
+        points["y"] = [round(at + shift, 3) for at in points["y"]]
+        marker = {"color": color, "symbol": symbol, "size": 9}
+        figure.add_scatter(**points, name=safe(size), mode="markers", marker=marker)
+    for at in range(1, len(rows)):
+        figure.add_hline(y=at - 0.5, line={"color": GREY, "width": 0.5}, opacity=0.5)
     name_rows(figure, [name for name, _ in rows])
     figure.update_layout(legend_title_text="experts / top-k / width")
-    figure.update_xaxes(title_text=f"tokens/s/{compared.rank_word}", rangemode="tozero")
-    return finished(figure, rows=len(rows), label="Throughput of the model sizes by layout and mode")
+    figure.update_xaxes(title_text=f"tokens/s/{compared.rank_word}", rangemode="tozero", tickformat=",")
+    label = "Throughput of the model sizes by layout and mode"
+    return finished(figure, rows=len(rows), label=label, row_px=max(26, _SIZE_PX * len(sizes)))
 
 
-def _throughput(cell: CellResult) -> Interval | None:
-    """Tokens/s a rank with the interval of the step turned over."""
-    step, tokens = step_interval(cell), cell.tokens_per_s_per_rank
-    if step is None or tokens is None:
-        return None
-    if step.low is None or step.high is None:
-        return Interval(tokens)
-    return Interval(tokens, tokens * step.value / step.high, tokens * step.value / step.low)
+def sizes_of(compared: Compared, rows: Sequence[tuple[str, Sequence[CellResult]]]) -> list[str]:
+    """Names of the sizes, in order of first appearance."""
+    return list(dict.fromkeys(compared.naming.size(cell) for _, cells in rows for cell in cells))
