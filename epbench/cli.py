@@ -59,6 +59,9 @@ app = typer.Typer(
 
 _Scenario = Annotated[Path, typer.Argument(help="a scenario file, e.g. scenarios/quick.toml")]
 _Run = Annotated[str, typer.Argument(help="a run directory, a unique part of its name, or 'latest'")]
+_Runs = Annotated[
+    list[str], typer.Argument(help="run directories, the oldest first; each as in 'show'", metavar="RUN...")
+]
 _World = Annotated[int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")]
 _Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="instead of the file's")]
 _ReportsDir = Annotated[Path, typer.Option("--reports-dir", help="where run directories go")]
@@ -206,8 +209,26 @@ def show(
 
 
 @app.command()
+def compare(runs: _Runs, *, as_json: _Json = False) -> None:
+    """Print what changed from the first of several runs to the last, cell by cell."""
+    from epbench.report.changes import changes_json
+    from epbench.report.command import compare_paths
+    from epbench.report.terminal import render_changes
+    from epbench.store import open_run
+
+    paths = [open_run(run).path for run in runs]
+    compared = compare_paths(paths)
+    if as_json:
+        typer.echo(changes_json(compared))
+        return
+    typer.echo(render_changes(compared))
+    typer.echo(str(paths[-1]))
+    _say(f"next: epbench report {' '.join(map(str, paths))} --compare")
+
+
+@app.command()
 def report(
-    run: _Run,
+    runs: _Runs,
     *,
     output: Annotated[
         Path | None,
@@ -216,23 +237,32 @@ def report(
     csv: Annotated[
         Path | None, typer.Option("--csv", metavar="FILE", help="also write the cells as one tidy CSV file")
     ] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
+    is_compared: Annotated[
+        bool, typer.Option("--compare", help="one page: the last run, with what changed since the first")
+    ] = False,
+    is_markdown: Annotated[
+        bool, typer.Option("--md", help="instead: print it as markdown, for a pull request")
+    ] = False,
+    is_opened: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
 ) -> None:
-    """Write a run's report: one offline HTML file."""
-    from epbench.report.build import write_csv, write_report
+    """Write a run's report: one offline HTML file. Of several runs one each, or one that compares them."""
+    from epbench.report.command import ReportOptions, markdown_of, write_pages
     from epbench.store import open_run
 
-    path = open_run(run).path
-    written = write_report(path, output=output)
+    options = ReportOptions(is_compared, is_markdown, is_opened, output, csv)
+    options.check(len(runs))
+    paths = [open_run(run).path for run in runs]
+    if is_markdown:
+        typer.echo(markdown_of(paths, options), nl=False)
+    else:
+        pages = write_pages(paths, options)
+        for page in pages:
+            typer.echo(str(page))
     if csv is not None:
-        write_csv(path, csv)
         _say(f"wrote {csv}")
-    typer.echo(str(written))
-    _say(f"next: epbench show {path}")
-    if open_it:
-        import webbrowser
-
-        webbrowser.open(written.resolve().as_uri())
+    _say(f"next: epbench show {paths[-1]}")
+    if is_opened:
+        _open_in_browser(pages)
 
 
 @app.command()
@@ -291,6 +321,14 @@ def noise(
     typer.echo(render_noise(views))
     typer.echo(str(found[-1].path))
     _say(f"next: epbench report {found[-1].path}")
+
+
+def _open_in_browser(pages: list[Path]) -> None:
+    import webbrowser
+
+    for page in pages:
+        if not webbrowser.open(page.resolve().as_uri()):
+            _say(f"there is no browser here to open {page} with")
 
 
 def parse_duration(text: str) -> float:

@@ -98,4 +98,4 @@ def uneven_ranks(compared: Compared) -> Finding | None:
     text = f"The heaviest ep rank of {compared.naming.full(cell)} has {number(most, 2)} times the mean of routed copies"
     parts = cell.breakdown_s
     compute = parts.compute / parts.step_s if parts.compute and parts.step_s else 0.0
-    return Finding(f"{text}, and the others wait for it.", "expert-load", (1 - 1 / most) * compute)
+    return Finding(f"{text}.", "expert-load", (1 - 1 / most) * compute)

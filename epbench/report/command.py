@@ -1,0 +1,65 @@
+"""What ``epbench report`` makes of one run or of several: a page each, one page that compares them, or markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from epbench.errors import ScenarioError
+from epbench.report.build import write_csv, write_report
+from epbench.report.data import read_run
+from epbench.report.markdown import markdown_report
+from epbench.report.runs import ComparedRuns, compared_runs
+from epbench.report.sections.change import change_section
+
+__all__ = ["ReportOptions", "compare_paths", "markdown_of", "write_pages"]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What was asked for. ``is_compared``: all runs on one page, that of the last."""
+
+    is_compared: bool = False
+    is_markdown: bool = False
+    is_opened: bool = False
+    output: Path | None = None
+    csv: Path | None = None
+
+    def check(self, count: int) -> None:
+        """Raises ScenarioError for options that contradict each other or the number of runs."""
+        if self.is_compared and count < 2:
+            raise ScenarioError("--compare needs two runs or more: epbench report OLD NEW --compare")
+        if self.is_markdown and (self.output is not None or self.is_opened):
+            raise ScenarioError("--md prints and writes no page, so it goes with neither --output nor --open")
+        if count > 1 and not self.is_compared and (self.output is not None or self.csv is not None):
+            raise ScenarioError("--output and --csv name one file: give one run, or several with --compare")
+
+
+def compare_paths(paths: Sequence[Path]) -> ComparedRuns:
+    """The runs at ``paths``, oldest first; raises RunError as ``compared_runs`` and ``read_run`` do."""
+    return compared_runs([read_run(path) for path in paths])
+
+
+def write_pages(paths: Sequence[Path], options: ReportOptions) -> list[Path]:
+    """Write a page for each run, or one for all of them, and the CSV of the (last) run if asked; returns the pages.
+
+    Raises RunError if a run cannot be read or the runs cannot be compared, StorageError if a file cannot be written.
+    """
+    shown = paths[-1:] if options.is_compared else paths
+    leading = (change_section(compare_paths(paths)),) if options.is_compared else ()
+    pages = [write_report(path, output=options.output, leading=leading) for path in shown]
+    _write_csv(shown, options)
+    return pages
+
+
+def markdown_of(paths: Sequence[Path], options: ReportOptions) -> str:
+    """The same as markdown, and the CSV if asked; raises as ``write_pages`` does."""
+    _write_csv(paths[-1:], options)
+    if not options.is_compared:
+        return "\n".join(markdown_report(read_run(path)) for path in paths)
+    compared = compare_paths(paths)
+    return markdown_report(compared.runs[-1], changes=compared)
+
+
+def _write_csv(paths: Sequence[Path], options: ReportOptions) -> None:
+    if options.csv is not None:
+        write_csv(paths[-1], options.csv)
