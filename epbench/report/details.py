@@ -58,14 +58,14 @@ def _run_rows(cell: CellResult, run: RunData) -> Rows:
 
 def _command(cell: CellResult, run: RunRecord) -> list[str]:
     """What ran the scenario, for this cell only; without the options that belonged to that one time."""
-    words = iter(run.command if run.scenario_path in run.command else ["epbench", "run", run.scenario_path])
-    kept = []
+    words, kept = iter(run.command), list[str]()
     for word in words:
         if word in _OF_ONE_TIME:
             next(words, None)
         elif not word.startswith(tuple(f"{option}=" for option in _OF_ONE_TIME)):
             kept.append(word)
-    return [*kept, "--only", cell.cell]
+    known = kept if run.scenario_path in kept else ["epbench", "run", run.scenario_path]
+    return [*known, "--only", cell.cell]
 
 
 def _files(cell: CellResult, run: RunData) -> list[str]:

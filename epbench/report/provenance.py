@@ -74,11 +74,12 @@ def _starts(view: RunView) -> Iterator[tuple[str, str]]:
     for launch in (launch for cell in view.cells for launch in cell.launch_values):
         names, gpus = machine_start(launch)
         if names or gpus:
-            on = f" with {join([clean(gpu, 8) for gpu in gpus])}" if gpus else ""
+            on = f" with {join([clean(gpu)[:8] for gpu in gpus])}" if gpus else ""
             text = f"{join([clean(name, 60) for name in names]) if names else 'a host without a name'}{on}"
             counts[text] = counts.get(text, 0) + 1
     if counts:
-        yield "machine starts", "; ".join(f"{text}: {count} launches" for text, count in counts.items())
+        texts = (f"{text}: {count} launch{'es' if count > 1 else ''}" for text, count in counts.items())
+        yield "machine starts", "; ".join(texts)
 
 
 def _sitting(sitting: Sitting) -> str:
