@@ -127,6 +127,7 @@ def finished(figure: Any, *, rows: int, label: str, row_px: int = _ROW_PX) -> Fi
     """
     from plotly.io.json import to_json_plotly
 
+    figure.layout.template = None  # the default one is large, and copied
     made = figure.to_dict()
     height = 130 + row_px * rows
     made["layout"] = layout = _framed(made["layout"], height)
