@@ -15,8 +15,8 @@ from epbench.report.tables import Table
 
 __all__ = ["ChartPlace", "SectionPlace", "cell_charts", "placed", "within"]
 
-PLAIN_TABLE_BYTES = 32_000  # of the tables under one chart; the first is plain in any case
-_ENTRY_BYTES = 40  # markup around one entry of a table, its sorting number included
+PLAIN_TABLE_BYTES = 12_000  # of the tables under one chart; the first is plain in any case
+_ENTRY_BYTES = 50  # markup around one entry of a table, its sorting number included
 
 
 @dataclass(frozen=True)
