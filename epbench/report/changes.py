@@ -138,18 +138,20 @@ def differences_table(compared: ComparedRuns) -> Table:
     return Table.of(("what", names[0], names[-1]), rows, texts=3)
 
 
-def history_table(compared: ComparedRuns, change: Change) -> Table:
-    """One cell, a row a run."""
-    titles = ("run", "started", "step, ms", "launches", "outcome")
+def history_table(compared: ComparedRuns, change: Change, since: Sequence[str]) -> Table:
+    """One cell, a row a run; ``since`` says of each run in what it differs from the one before it."""
+    titles = ("run", "started", "step, ms", "launches", "differs from the run before")
     rows = [
         (
             Value(f"{letter}: {name}"),
             Value(clean(run.view.run.started, 40)),
             _step(cell),
             Value(str(len(step_launches(cell))) if cell is not None else UNKNOWN),
-            Value(UNKNOWN if cell is None else cell.outcome or NOT_RUN),
+            Value(what),
         )
-        for letter, name, run, cell in zip(letters(compared), compared.names, compared.runs, change.cells, strict=True)
+        for letter, name, run, cell, what in zip(
+            letters(compared), compared.names, compared.runs, change.cells, since, strict=True
+        )
     ]
     return Table(titles, tuple(rows), (False, False, True, True, False))
 

@@ -153,7 +153,8 @@ def _contents(places: list[SectionPlace]) -> list[tuple[str, str]]:
 
 def _anchors(places: list[SectionPlace]) -> set[str]:
     """What a finding may link to."""
-    return {chart.chart.key for place in places for chart in place.charts} | {place.section.key for place in places}
+    charts = {chart.chart.key for place in places for chart in place.charts}
+    return {"cells"} | charts | {place.section.key for place in places}
 
 
 def _picks(compared: Compared, places: list[SectionPlace]) -> dict[str, dict[str, str]]:

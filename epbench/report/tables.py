@@ -62,7 +62,7 @@ class Table:
 
 def cell_columns(compared: Compared) -> tuple[Column, ...]:
     """The columns of the table of all cells."""
-    return (*_name_columns(compared), *_speed_columns(compared), *_trust_columns(compared))
+    return (*_name_columns(compared), *_speed_columns(compared), *_work_columns(compared), *_trust_columns())
 
 
 def _name_columns(compared: Compared) -> tuple[Column, ...]:
@@ -78,15 +78,33 @@ def _name_columns(compared: Compared) -> tuple[Column, ...]:
 
 
 def _speed_columns(compared: Compared) -> tuple[Column, ...]:
-    rank = compared.rank_word
+    rank, words = compared.rank_word, verdict_words(compared)
     return (
         Column("step", "step, ms", "Median over launches and its 95 % interval", _step),
+        Column(
+            "speed",
+            "speed against reference",
+            "More tokens/s than the group's reference, 95 % interval",
+            lambda cell: _speed(cell, compared),
+        ),
+        _text(
+            "verdict",
+            "verdict",
+            "Against the fastest cell of the group: fastest, tied (cannot be told from it) or slower; not ranked below "
+            "three valid launches",
+            lambda cell: words[cell.cell],
+        ),
         Column(
             "tokens",
             f"tokens/s per {rank}",
             "Tokens of a step over step time and ranks",
             lambda cell: _number(cell.tokens_per_s_per_rank),
         ),
+    )
+
+
+def _work_columns(compared: Compared) -> tuple[Column, ...]:
+    return (
         Column(
             "tflops_causal",
             "TFLOP/s causal",
@@ -120,8 +138,7 @@ def _speed_columns(compared: Compared) -> tuple[Column, ...]:
     )
 
 
-def _trust_columns(compared: Compared) -> tuple[Column, ...]:
-    words = verdict_words(compared)
+def _trust_columns() -> tuple[Column, ...]:
     return (
         Column(
             "load",
@@ -131,19 +148,6 @@ def _trust_columns(compared: Compared) -> tuple[Column, ...]:
         ),
         Column("launches", "launches", "Valid launches", lambda cell: _count(step_launches(cell))),
         Column("spread", "spread", "Slowest over fastest launch, minus 1", _spread),
-        Column(
-            "speed",
-            "speed against reference",
-            "More tokens/s than the group's reference, 95 % interval",
-            lambda cell: _speed(cell, compared),
-        ),
-        _text(
-            "verdict",
-            "verdict",
-            "Against the fastest cell of the group: fastest, tied (cannot be told from it) or slower; not ranked below "
-            "three valid launches",
-            lambda cell: words[cell.cell],
-        ),
         Column(
             "loss_error",
             "loss error",

@@ -1,6 +1,7 @@
 """What changed between runs: one row a cell, or one cell over the runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from epbench.analysis.statistics import Interval
 from epbench.report.comparison import step_interval
@@ -20,6 +21,7 @@ from epbench.report.runs import Change, Word
 
 __all__ = ["change_figure", "history_figure"]
 
+_RUN_PX = 70
 _LOOKS: tuple[tuple[Word, str, str], ...] = (
     ("slower", ORANGE, "triangle-left"),
     ("faster", GREEN, "triangle-right"),
@@ -73,12 +75,14 @@ def history_figure(change: Change, *, runs: Sequence[str], marks: Sequence[str])
     for at, mark in enumerate(marks):
         if mark:
             figure.add_vline(x=at - 0.5, line={"color": ORANGE, "dash": "dash", "width": 2})
-            figure.add_annotation(x=at - 0.5, y=1.0, yref="paper", text=safe(mark), showarrow=False, textangle=-90)
-            figure.layout.annotations[-1].update(xanchor="right", yanchor="top")
+            place = {"x": at - 0.5, "y": 1.0, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+            figure.add_annotation(text=safe(mark), **place)
     ticks = {"tickvals": list(range(len(runs))), "ticktext": [safe(name) for name in runs]}
     figure.update_xaxes(tickmode="array", **ticks, range=[-0.7, len(runs) - 0.3])
     figure.update_yaxes(title_text="step, ms")
-    return finished(figure, rows=8, label=f"Step of {change.name} over the runs")
+    figure.update_xaxes(title_text="run")
+    drawn = finished(figure, rows=8, label="Step over the runs")
+    return replace(drawn, min_width=80 + _RUN_PX * len(runs))
 
 
 def _error(points: Sequence[tuple[int, Interval]]) -> dict[str, object]:

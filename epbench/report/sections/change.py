@@ -1,5 +1,6 @@
 """Compared with another run: what changed, and what else differs. Only where runs are compared; it leads the page."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from epbench.records import CellResult
@@ -15,15 +16,14 @@ from epbench.report.changes import (
 from epbench.report.comparison import Compared, is_measured
 from epbench.report.data import RunData
 from epbench.report.figures.change import change_figure, history_figure
-from epbench.report.provenance import provenance_diff
+from epbench.report.provenance import Difference, provenance_diff
 from epbench.report.runs import Change, ComparedRuns
 from epbench.report.sections.model import Chart, Section, TitledTable, Variant
-from epbench.report.text import clean, join
+from epbench.report.text import clean
 
 __all__ = ["change_section"]
 
 _MOST_ROWS = 40
-_NAMED = 2  # differences of two runs that a mark in a chart names
 
 
 def change_section(compared: ComparedRuns) -> Section:
@@ -38,7 +38,7 @@ def change_section(compared: ComparedRuns) -> Section:
         f"Compared with {compared.names[0]}",
         tuple(charts),
         missing="" if charts else "No cell has a step in both runs.",
-        lead=" ".join([changes_sentence(compared), *outcome_lines(compared)]),
+        lead=" ".join([changes_sentence(compared), *(f"{line.rstrip('.')}." for line in outcome_lines(compared))]),
         note=" ".join([f"{', '.join(runs)}.", *notes(compared), *same]),
         table=None if charts else changes_table(compared),
         tables=tables,
@@ -67,31 +67,43 @@ def _rank(change: Change) -> tuple[int, float]:
 
 def _history(compared: ComparedRuns) -> Chart | None:
     """One cell at a time over three runs or more."""
-    changes = [change for change in compared.changes if len(_measured(change)) > 1]
+    changes = [change for change in compared.changes if len(_measured(change)) > 1 and change.cells[-1] is not None]
     if len(compared.runs) < 3 or not changes:
         return None
     naming = Compared.of(compared.runs[-1]).naming
-    marks = ["", *(_mark(after, before) for before, after in pairwise(compared.runs))]
+    since = [(), *(_changed(after, before) for before, after in pairwise(compared.runs))]
+    marks = [_mark(found) for found in since]
+    said = [_said(found) for found in since]
     variants = tuple(
         Variant(
             naming.full(change.cell),
             history_figure(change, runs=letters(compared), marks=marks),
-            history_table(compared, change),
+            history_table(compared, change, said),
         )
         for change in changes
-        if change.cells[-1] is not None
     )
-    caption = "Median over launches with its 95 % interval, run by run; a dashed line is a change of what is named."
-    return Chart("history", "Step over the runs", caption, variants, picker="cell") if variants else None
+    caption = (
+        "Median over launches with its 95 % interval, run by run. A dashed line: the machine or the software changed "
+        "there, as named above it and in full in the table."
+    )
+    return Chart("history", "Step over the runs", caption, variants, picker="cell")
 
 
 def _measured(change: Change) -> list[CellResult]:
     return [cell for cell in change.cells if cell is not None and is_measured(cell)]
 
 
-def _mark(run: RunData, before: RunData) -> str:
-    """In what a run's machine and software differ from those of the one before it, in short."""
-    found = [one for one in provenance_diff(run.view, before.view) if not one.what.startswith("scenario")]
-    named = [f"{one.what} {one.reference} \N{RIGHTWARDS ARROW} {one.here}" for one in found[:_NAMED]]
-    more = [f"{len(found) - _NAMED} more"] if len(found) > _NAMED else []
-    return clean(join([*named, *more]), 60) if found else ""
+def _changed(run: RunData, before: RunData) -> tuple[Difference, ...]:
+    """In what a run's machine and software differ from those of the one before it."""
+    return tuple(one for one in provenance_diff(run.view, before.view) if not one.what.startswith("scenario"))
+
+
+def _mark(found: Sequence[Difference]) -> str:
+    """What changed, in the few words that fit above a chart."""
+    if not found:
+        return ""
+    return clean(found[0].what, 24) + (f" +{len(found) - 1}" if len(found) > 1 else "")
+
+
+def _said(found: Sequence[Difference]) -> str:
+    return "; ".join(f"{one.what} {one.reference} \N{RIGHTWARDS ARROW} {one.here}" for one in found)
