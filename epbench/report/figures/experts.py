@@ -26,8 +26,8 @@ __all__ = ["color_span", "imbalance_figure", "load_figure"]
 # is uneven stands out of it.
 _SCALE = ((0.0, "rgba(0,114,178,1)"), (0.5, "rgba(0,114,178,0)"), (0.5, "rgba(213,94,0,0)"), (1.0, "rgba(213,94,0,1)"))
 _UNUSED = PURPLE
-_HEIGHT_PX, _LEAST_PX, _MOST_PX = 400, 9, 50  # of all rows together, and of one
-_SCALE_PX = 60
+_HEIGHT_PX, _LEAST_PX, _MOST_PX = 400, 9, 40  # of all rows together, and of one
+_SCALE_PX, _AXIS_PX = 60, 70  # of the scale with its texts, and what the plot has beyond its rows
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 _SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up", "x", "star", "hexagon", "triangle-down")
 Curve = tuple[str, str, Sequence[CellResult]]  # layout, mode, cells that differ in routing only
@@ -47,14 +47,21 @@ def load_figure(copies: ExpertCopies) -> Figure:
     import plotly.graph_objects as go
 
     logs = _logs(copies)
+    row_px = min(_MOST_PX, max(_LEAST_PX, _HEIGHT_PX // len(logs)))
+    rows = len(logs) + math.ceil(_SCALE_PX / row_px)
     figure = go.Figure()
     figure.add_heatmap(**_shares(copies, logs))
     if any(value is None for row in logs for value in row):
         figure.add_heatmap(**_unused(copies, logs))
     _rank_columns(figure, copies)
-    figure.update_yaxes(title_text="MoE layer", type="category", autorange="reversed", showgrid=False, ticks="")
-    row_px = min(_MOST_PX, max(_LEAST_PX, _HEIGHT_PX // len(logs)))
-    rows = len(logs) + math.ceil(_SCALE_PX / row_px)
+    figure.update_yaxes(
+        title_text="MoE layer",
+        type="category",
+        autorange="reversed",
+        showgrid=False,
+        ticks="",
+        domain=[0, round(1 - _SCALE_PX / (row_px * rows + _AXIS_PX), 3)],  # the colours' scale is above
+    )
     return finished(figure, rows=rows, row_px=row_px, label="Load of each expert over its fair share, by layer")
 
 
@@ -93,7 +100,8 @@ def _ticks(span: int) -> dict[str, Any]:
         "ticktext": texts,
         "orientation": "h",
         "y": 1.0,
-        "yanchor": "bottom",
+        "yanchor": "top",
+        "ypad": 0,
         "thickness": 12,
         "outlinewidth": 1,
         "outlinecolor": GREY,
@@ -131,7 +139,15 @@ def _rank_columns(figure: Any, copies: ExpertCopies) -> None:
 
 
 def _between(x: float) -> dict[str, Any]:
-    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": GREY, "width": 1.5}}
+    return {
+        "type": "line",
+        "x0": x,
+        "x1": x,
+        "y0": 0,
+        "y1": 1,
+        "yref": "y domain",
+        "line": {"color": GREY, "width": 1.5},
+    }
 
 
 def imbalance_figure(curves: Sequence[Curve], loads: Mapping[str, float], *, load_title: str, rank_word: str) -> Figure:
