@@ -75,7 +75,7 @@ def _bounds(point: Point) -> tuple[float, float]:
 
 
 def _ends(ends: tuple[float, float]) -> list[float]:
-    return [round(ends[0], 3), round(ends[1], 3)]
+    return [_cut(ends[0]), _cut(ends[1])]
 
 
 # ---------------------------------------------------------------- points
@@ -121,11 +121,16 @@ def _points(compared: Compared, choice: Choice, axes: Axes, taken: Sequence[Box]
 
 
 def _x(point: Point) -> float:
-    return round(point.peak_bytes / _GIB, 3)
+    return _cut(point.peak_bytes / _GIB)
 
 
 def _y(point: Point) -> float:
-    return float(f"{point.tokens_per_s.value:.6g}")
+    return _cut(point.tokens_per_s.value)
+
+
+def _cut(value: float) -> float:
+    """Six significant digits: a peak of a megabyte is told from the next, and the limit cuts where the answers do."""
+    return float(f"{value:.6g}")
 
 
 def _error_bars(points: Sequence[Point]) -> dict[str, Any]:
@@ -194,8 +199,8 @@ def _out_of_memory(compared: Compared, ooms: Sequence[CellResult], axes: Axes) -
     shown = layouts if len(ooms) <= _NAMED_OOMS else [""] * len(ooms)
     places = [axes.share(x, axes.y_at(share)) for share in shares]
     trace = {
-        "x": [round(x, 3)] * len(ooms),
-        "y": [rounded(axes.y_at(share), 6) for share in shares],
+        "x": [_cut(x)] * len(ooms),
+        "y": [_cut(axes.y_at(share)) for share in shares],
         "mode": "markers+text",
         "marker": {"symbol": "x", "size": 10, "color": [_color(cell) for cell in ooms]},
         "text": [f"{safe(name)}\N{NO-BREAK SPACE}" for name in shown],
@@ -238,12 +243,12 @@ def _add_limit(figure: Any, room: Room | None, axes: Axes) -> None:
     capacity, limit = (min(edge, size / _GIB) for size in (room.capacity_bytes, room.capacity_bytes - room.free_bytes))
     upright: dict[str, Any] = {"yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
     figure.add_shape(
-        type="rect", x0=round(limit, 3), x1=round(capacity, 3), fillcolor=ORANGE, opacity=0.12, line_width=0, **upright
+        type="rect", x0=_cut(limit), x1=_cut(capacity), fillcolor=ORANGE, opacity=0.12, line_width=0, **upright
     )
     figure.add_shape(
         type="line",
-        x0=round(capacity, 3),
-        x1=round(capacity, 3),
+        x0=_cut(capacity),
+        x1=_cut(capacity),
         line={"color": ORANGE, "dash": "dash", "width": 2},
         visible=capacity < edge,
         **upright,
@@ -251,7 +256,7 @@ def _add_limit(figure: Any, room: Room | None, axes: Axes) -> None:
     where = "" if capacity < edge else " \N{RIGHTWARDS ARROW}"
     figure.add_annotation(
         text=f"device {gib(room.capacity_bytes)} GiB{where}",
-        x=round(capacity, 3),
+        x=_cut(capacity),
         y=1,
         yref="paper",
         xanchor="right",
@@ -270,5 +275,5 @@ def _meta(choice: Choice, room: Room | None, axes: Axes) -> dict[str, Any] | Non
         "free_gib": room.free_bytes / _GIB,
         "step_gib": room.step_bytes / _GIB,
         "reach_gib": _ends(axes.x),
-        "answers": [[round(answer.from_bytes / _GIB, 3), answer.text] for answer in choice.answers],
+        "answers": [[_cut(answer.from_bytes / _GIB), answer.text] for answer in choice.answers],
     }

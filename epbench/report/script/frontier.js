@@ -51,7 +51,7 @@ const frontier = (() => {
         applyAll();
       });
       input.addEventListener("change", () => state.write(SETTING, input.value));
-      chart.after(element("p", { className: "headroom" }, element("label", {}, "Keep free ", input, element("output"))));
+      chart.after(element("p", { className: "headroom scripted" }, element("label", {}, "Keep free ", input, element("output"))));
     }
     return figure.querySelector(".headroom");
   }
