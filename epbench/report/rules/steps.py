@@ -8,7 +8,7 @@ from epbench.report.comparison import Compared, speed_ratio
 from epbench.report.figures.communication import kind_of
 from epbench.report.rules.model import Finding, gain, group_of, share
 from epbench.report.selection import mode_pairs, mode_rows
-from epbench.report.text import clean, number, speed_up
+from epbench.report.text import clean, number, slow_down, speed_up
 
 __all__ = ["compile_gain", "exposed_communication", "host_bound"]
 
@@ -92,7 +92,8 @@ def _gains(compared: Compared, pairs: Sequence[_Pair], told: Sequence[_Pair]) ->
     """``Compiled is faster than eager in 3 of 4 pairs, most in dp4 compiled (+17.0 % [16.2, 17.9])``."""
     if len(pairs) == 1:
         ((_, only, ratio),) = pairs
-        return f"{compared.naming.full(only)} has {speed_up(ratio)} tokens/s against eager"
+        told_by = f"{speed_up(ratio, sign=False)} faster" if ratio.value > 1 else f"{slow_down(ratio)} slower"
+        return f"{compared.naming.full(only)} is {told_by} than eager"
     kinds = {
         word: [pair for pair in told if (pair[2].value > 1) == (word == "faster")] for word in ("faster", "slower")
     }
