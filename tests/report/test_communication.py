@@ -13,7 +13,7 @@ from epbench.records import CellResult, CollectiveRow, Spread
 from epbench.report.comparison import Compared
 from epbench.report.data import RunData
 from epbench.report.figures.base import Figure
-from epbench.report.figures.communication import OTHER, Looks, collectives_figure, kind_of
+from epbench.report.figures.communication import KINDS, MESH_AXES, OTHER, Looks, collectives_figure, kind_of
 from epbench.report.sections.communication import communication_section
 from epbench.report.sections.communication_tables import axis_bytes, collectives_table, lost_s
 from epbench.report.sections.model import Chart
@@ -86,7 +86,7 @@ def column(table: Table, title: str) -> list[Any]:
 
 def test_every_transfer_and_wait_is_drawn(sample: Compared) -> None:
     cells = [cell for cell in sample.groups[0].measured if cell.collectives]
-    looks = Looks.of((kind_of(row), row.transfer_s) for cell in cells for row in cell.collectives)
+    looks = Looks.of(((kind_of(row), row.transfer_s) for cell in cells for row in cell.collectives), KINDS)
     figure = collectives_figure(sample, cells, looks)
     bars = [trace for trace in traces(figure) if trace["type"] == "bar" and trace["x"] != [None]]
     phases = json.loads(figure.json)["layout"]["yaxis"]["ticktext"]
@@ -110,17 +110,30 @@ def test_exposed_transfer_is_marked_where_it_is_known(exposed: tuple[float | Non
     assert (found["x"], found["showlegend"]) == (marks, bool(marks))
 
 
-@pytest.mark.parametrize(("count", "named"), [(1, 1), (6, 6), (7, 7), (8, 6), (12, 6)])
-def test_small_kinds_are_folded_and_named(count: int, named: int) -> None:
-    """One kind too many gets the grey that the folded ones would have."""
-    rows = [call(purpose=f"p{index:02}", transfer_s=1e-3 * (count - index)) for index in range(count)]
+@pytest.mark.parametrize(
+    ("transfers_ms", "named", "folded"),
+    [
+        ({"dispatch": 9}, ["dispatch"], []),
+        ({"new": 9, "dispatch": 8, "combine": 0.001}, ["dispatch", "combine", "new"], []),
+        ({"dispatch": 100, "new": 6, "tiny": 4}, ["dispatch", "new"], ["tiny"]),
+        ({"dispatch": 9, "a": 4, "b": 3, "c": 2}, ["dispatch", "a", "b"], ["c"]),
+        ({"tiny": 1, "dispatch": 99, "least": 0.5}, ["dispatch"], ["tiny", "least"]),
+    ],
+)
+def test_known_kinds_have_their_look_and_small_ones_that_are_not_are_folded(
+    transfers_ms: dict[str, float], named: list[str], folded: list[str]
+) -> None:
+    rows = [call(purpose=name, transfer_s=1e-3 * value, wait_s=0.0) for name, value in transfers_ms.items()]
     variant = charts(compared(cell_of(*rows)))["collectives"].variants[0]
     names = [trace["name"] for trace in traces(variant.figure) if trace["type"] == "bar"]
-    folded = [f"p{index:02}" for index in range(named, count)]
-    expected = [f"p{index:02}" for index in range(named)] + [OTHER] * bool(folded)
-    assert names == [*expected, *(f"{name}, wait" for name in expected), "wait"]
+    assert names == [*named, *[OTHER] * bool(folded), "wait"]
     assert all(name in variant.note for name in folded) and ("Other kinds" in variant.note) == bool(folded)
-    assert len(variant.table.rows if variant.table else ()) == count
+    assert len(variant.table.rows if variant.table else ()) == len(transfers_ms)
+
+
+def test_every_two_kinds_differ_in_hatching() -> None:
+    for looks in (KINDS, MESH_AXES):
+        assert len({(look.shape, look.size) for look in looks.values()}) == len(looks)
 
 
 def test_of_many_cells_the_fastest_are_drawn_and_the_table_has_all() -> None:

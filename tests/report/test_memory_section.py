@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epbench.cells import Cell
@@ -14,7 +14,8 @@ from epbench.records import CellResult, Predicted
 from epbench.report.comparison import Compared
 from epbench.report.data import RunData
 from epbench.report.figures.base import Figure
-from epbench.report.figures.memory import PARTS, Unit, thinned, timeline_figure
+from epbench.report.figures.memory import PARTS, thinned, timeline_figure
+from epbench.report.figures.units import Unit
 from epbench.report.sections.memory import memory_section
 from epbench.report.sections.model import Chart, Variant
 from tests.report.sample import DP4, DP4_EP4, HOSTILE, measured_cell, unmeasured_cell, view_of
@@ -147,6 +148,7 @@ def test_cells_that_had_too_little_memory_are_named(requested: int | None, sente
 # ---------------------------------------------------------------- over one step
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)).map(sorted).map(tuple), min_size=1, max_size=80),
     st.integers(1, 40),

@@ -80,10 +80,10 @@ def bars(lengths: Sequence[float]) -> dict[str, Any]:
     return {"x": [length or None for length in lengths], "y": list(range(len(lengths))), "orientation": "h"}
 
 
-def filled(color: str, shape: str) -> dict[str, Any]:
+def filled(color: str, shape: str, size: int = 7) -> dict[str, Any]:
     """A bar's marker that is solid to the eye, with a faint hatching that no other series of its chart has."""
-    pattern = {"shape": shape, "fillmode": "overlay", "fgcolor": "#fff", "fgopacity": 0.35, "size": 7, "solidity": 0.12}
-    return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
+    faint = {"fillmode": "overlay", "fgcolor": "#fff", "fgopacity": 0.35, "solidity": 0.12}
+    return {"color": color, "pattern": {"shape": shape, "size": size, **faint}, "line": {"color": color, "width": 1}}
 
 
 def hatched(color: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Collectives of a step: what they take by purpose and phase, beside the same bytes alone, and bytes per mesh axis."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from epbench.labels import PHASES
 from epbench.records import CellResult, CollectiveRow
@@ -23,14 +23,56 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.units import Unit
 
-__all__ = ["OTHER", "Looks", "axis_bytes_figure", "beside_alone_figure", "collectives_figure", "kind_of"]
+__all__ = [
+    "KINDS",
+    "MESH_AXES",
+    "OTHER",
+    "Look",
+    "Looks",
+    "axis_bytes_figure",
+    "beside_alone_figure",
+    "collectives_figure",
+    "kind_of",
+]
 
 OTHER = "other kinds"
-# Colour, and the hatching of what was waited: series can be told apart without colour, by hatching or its place.
-_LOOKS = ((BLUE, "/"), (ORANGE, "\\"), (GREEN, "x"), (PURPLE, "-"), (YELLOW, "|"), (SKY, "+"))
-_OTHER_LOOK = (GREY, ".")
+
+
+class Look(NamedTuple):
+    """Colour tells the purpose, hatching the op; so every two series can be told apart without colour."""
+
+    color: str
+    shape: str
+    size: int = 7
+
+
+KINDS: Mapping[str, Look] = {
+    "dispatch": Look(ORANGE, "-"),
+    "combine": Look(YELLOW, "|"),
+    "count_exchange": Look(GREEN, "."),
+    "all_gather fsdp": Look(BLUE, "/"),
+    "reduce_scatter fsdp": Look(BLUE, "\\"),
+    "all_reduce fsdp": Look(BLUE, "x"),
+    "all_gather tp": Look(PURPLE, "/", 12),
+    "reduce_scatter tp": Look(PURPLE, "\\", 12),
+    "all_reduce tp": Look(PURPLE, "x", 12),
+    "ulysses_in": Look(SKY, "-", 12),
+    "ulysses_out": Look(SKY, "|", 12),
+}
+MESH_AXES: Mapping[str, Look] = {
+    "ep": Look(ORANGE, "-"),
+    "fsdp": Look(BLUE, "/"),
+    "efsdp": Look(SKY, "\\"),
+    "tp": Look(PURPLE, "x"),
+    "cp": Look(GREEN, "|"),
+    "dp_replicate": Look(YELLOW, "+"),
+}
+_UNKNOWN_LOOKS = (Look(GREY, "+"), Look(GREY, "+", 12))
+_OTHER_LOOK = Look(GREY, ".", 12)
 _CHARACTER_PX = 7
+_SMALL = 0.05  # of the largest kind: an unknown one below has no colour of its own
 
 
 def kind_of(row: CollectiveRow) -> str:
@@ -41,30 +83,32 @@ def kind_of(row: CollectiveRow) -> str:
 
 @dataclass(frozen=True)
 class Looks:
-    """Which series have a colour of their own, the same in all charts of a run; what is left is folded into one."""
+    """How the series of a run are drawn, the same in all its charts; small ones that are not known are folded."""
 
-    names: tuple[str, ...]
+    looks: Mapping[str, Look]
     folded: tuple[str, ...]
 
     @classmethod
-    def of(cls, shares: Iterable[tuple[str, float]]) -> "Looks":
-        """The largest series, each by the largest of its ``shares``; one alone that would be left is not folded."""
+    def of(cls, shares: Iterable[tuple[str, float]], known: Mapping[str, Look]) -> "Looks":
+        """Known series have their own look, and so have the largest that are not, if they are not small."""
         largest: dict[str, float] = defaultdict(float)
         for name, share in shares:
             largest[name] = max(largest[name], share)
-        ranked = sorted(largest, key=lambda name: (-largest[name], name))
-        count = len(_LOOKS) + (len(ranked) == len(_LOOKS) + 1)
-        return cls(tuple(ranked[:count]), tuple(ranked[count:]))
+        unknown = sorted((name for name in largest if name not in known), key=lambda name: (-largest[name], name))
+        least = _SMALL * max(largest.values(), default=0.0)
+        large = [name for name in unknown if largest[name] >= least][: len(_UNKNOWN_LOOKS)]
+        looks = {name: look for name, look in known.items() if name in largest}
+        looks |= dict(zip(large, _UNKNOWN_LOOKS, strict=False))
+        return cls(looks, tuple(name for name in unknown if name not in looks))
 
     def name(self, series: str) -> str:
         """The series, or the one that it is folded into."""
-        assert series in self.names or series in self.folded, f"{series} was not there when the looks were chosen"
-        return series if series in self.names else OTHER
+        assert series in self.looks or series in self.folded, f"{series} was not there when the looks were chosen"
+        return series if series in self.looks else OTHER
 
-    def all(self) -> list[tuple[str, str, str]]:
-        """(name, colour, hatching) of every series, the largest first."""
-        looks = [(name, *look) for name, look in zip(self.names, (*_LOOKS, _OTHER_LOOK), strict=False)]
-        return [*looks, (OTHER, *_OTHER_LOOK)] if self.folded else looks
+    def all(self) -> list[tuple[str, Look]]:
+        """Every series with its look, in the order of their bars."""
+        return [*self.looks.items(), *([(OTHER, _OTHER_LOOK)] if self.folded else [])]
 
 
 def collectives_figure(compared: Compared, cells: Sequence[CellResult], looks: Looks) -> Figure:
@@ -76,16 +120,16 @@ def collectives_figure(compared: Compared, cells: Sequence[CellResult], looks: L
 
     rows = [row for cell in cells for row in _rows_of(cell)]
     figure = go.Figure()
-    for name, color, shape in looks.all():
+    for name, look in looks.all():
         transfers = [_ms(_calls(row, name, looks), lambda one: one.transfer_s) for row in rows]
         if any(transfers):
-            figure.add_bar(**_bars(transfers), name=safe(name), marker=filled(color, shape))
-    for name, color, shape in looks.all():
+            figure.add_bar(**_bars(transfers), name=safe(name), marker=filled(*look))
+    for name, look in looks.all():
         waits = [_ms(_calls(row, name, looks), lambda one: one.wait_s) for row in rows]
         if any(waits):
-            marker = _outlined(color, shape)
+            marker = _outlined(look)
             figure.add_bar(**_bars(waits), name=safe(f"{name}, wait"), showlegend=False, marker=marker)
-    figure.add_bar(x=[None], y=[0], orientation="h", name="wait", marker=_outlined(GREY, "/"))
+    figure.add_bar(x=[None], y=[0], orientation="h", name="wait", marker=_outlined(Look(GREY, "/")))
     figure.add_scatter(**_marks([_exposed_ms(row) for row in rows]))
     names = [compared.naming.arm(cell) for cell in cells]
     figure.add_scatter(**_headings([at for at, row in enumerate(rows) if not row.phase], names))
@@ -134,9 +178,10 @@ def _bars(lengths: Sequence[float | None]) -> dict[str, Any]:
     return {"x": [length for _, length in found], "y": [at for at, _ in found], "orientation": "h"}
 
 
-def _outlined(color: str, shape: str) -> dict[str, Any]:
+def _outlined(look: Look) -> dict[str, Any]:
     """The hatching alone."""
-    pattern = {"shape": shape, "fgcolor": color, "bgcolor": "rgba(0,0,0,0)", "size": 6, "solidity": 0.3}
+    color, shape, size = look
+    pattern = {"shape": shape, "fgcolor": color, "bgcolor": "rgba(0,0,0,0)", "size": size, "solidity": 0.3}
     return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
 
 
@@ -189,20 +234,22 @@ def beside_alone_figure(rows: Sequence[CollectiveRow]) -> Figure:
     figure.add_scatter(x=alone, y=places, name="the same bytes alone", mode="markers", marker=hollow)
     figure.add_scatter(x=in_step, y=places, error_x=bars, name="in the step", mode="markers", marker=full)
     name_rows(figure, [f"{kind_of(row)}, {row.phase}, {row.axis}" for row in rows])
-    figure.update_xaxes(title_text="transfer of one call, µs", type="log")
+    figure.update_xaxes(title_text="transfer of one call, µs", type="log", nticks=6)
     return finished(figure, rows=len(rows), label="One call in the step beside the same bytes alone")
 
 
 def axis_bytes_figure(rows: Sequence[tuple[str, dict[str, float]]], looks: Looks) -> Figure:
-    """GiB a step and rank that each layout passes to collectives over each mesh axis."""
+    """Bytes a step and rank that each layout passes to collectives over each mesh axis."""
     import plotly.graph_objects as go
 
+    unit = Unit.of(max(sum(sizes.values()) for _, sizes in rows))
     figure = go.Figure()
-    for name, color, shape in looks.all():
+    for name, look in looks.all():
         totals = [sum(size for axis, size in sizes.items() if looks.name(axis) == name) for _, sizes in rows]
-        lengths = [rounded(total / 2**30) for total in totals]
-        figure.add_bar(**_bars(lengths), name=safe(name), marker=filled(color, shape))
+        if any(totals):
+            lengths = [unit.of_bytes(total) for total in totals]
+            figure.add_bar(**_bars(lengths), name=safe(name), marker=filled(*look))
     name_rows(figure, [name for name, _ in rows])
     figure.update_layout(barmode="stack", bargap=0.3)
-    figure.update_xaxes(title_text="buffers of collectives, GiB a step and rank", rangemode="tozero")
+    figure.update_xaxes(title_text=f"buffers of collectives, {unit.name} a step and rank", rangemode="tozero")
     return finished(figure, rows=len(rows), label="Bytes of collectives over each mesh axis")

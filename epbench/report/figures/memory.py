@@ -21,12 +21,12 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.units import Unit
 
 __all__ = [
     "PARTS",
     "Envelope",
     "PeakRow",
-    "Unit",
     "parts_figure",
     "predicted_figure",
     "thinned",
@@ -46,23 +46,6 @@ _LOOKS = {
 _TIMES = 240  # a chart is hardly wider in pixels than three times this
 _FAR = 4.0  # times the largest bar; a capacity further out would press the bars to one side
 _FAR_ABOVE = 1.5  # times a timeline's peak, whose small changes are what it is drawn for
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What bytes are shown in, one for all charts and tables of a section: a test's model has no GiB."""
-
-    name: str
-    bytes: int
-
-    @classmethod
-    def of(cls, largest: float) -> "Unit":
-        """GiB, or MiB below a tenth of one."""
-        return cls("GiB", 2**30) if largest >= 0.1 * 2**30 else cls("MiB", 2**20)
-
-    def of_bytes(self, count: float) -> float:
-        """The number to draw."""
-        return rounded(count / self.bytes) or 0.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from epbench.report.figures.base import GREY, SERIES, Figure, finished, rounded,
 __all__ = ["BANDWIDTH", "LATENCY", "OwnSize", "Quantity", "sweep_figure"]
 
 _PANEL_PX, _STRIP_ROW_PX = 190, 20
+_FEW_DECADES = 4.5
 _MOST_LINES = 12  # of sizes; more of them are a curtain
 _LOOKS: Mapping[str, tuple[str, str]] = dict(zip(OPS, SERIES, strict=True))
 
@@ -61,7 +62,8 @@ def sweep_figure(swept: Swept, own: Sequence[OwnSize], quantity: Quantity) -> Fi
         for op in OPS:
             for trace in _curve(swept, op, way, quantity):
                 figure.add_trace(trace | {"showlegend": row == 1 and "markers" in trace["mode"]}, row=row, col=1)
-        _panel_axis(figure, row, f"{way}, {quantity.title}", is_log=quantity.is_log)
+        values = [quantity.of(point, point.seconds.median) for point in swept.points if point.way == way]
+        _panel_axis(figure, row, f"{way}, {quantity.title}", values if quantity.is_log else None)
     figure.add_trace(_fit_legend(), row=1, col=1)
     ends = _ends([point.bytes for point in swept.points] + [one.bytes for one in own])
     if kinds:
@@ -120,11 +122,13 @@ def _rgb(color: str, opacity: float) -> tuple[int | float, ...]:
     return (*(int(color[place : place + 2], 16) for place in (1, 3, 5)), opacity)
 
 
-def _panel_axis(figure: Any, row: int, title: str, *, is_log: bool) -> None:
-    if is_log:
-        figure.update_yaxes(title_text=title, type="log", dtick=1, row=row, col=1)
-    else:
+def _panel_axis(figure: Any, row: int, title: str, logarithmic: Sequence[float] | None) -> None:
+    """From zero, or logarithmic over some values: with ticks at 2 and 5 where powers of ten alone would be too few."""
+    if logarithmic is None:
         figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
+    else:
+        dtick = 1 if max(logarithmic) > 100 * min(logarithmic) else "D2"
+        figure.update_yaxes(title_text=title, type="log", dtick=dtick, row=row, col=1)
 
 
 def _own_sizes(figure: Any, own: Sequence[OwnSize], *, middle: float, row: int) -> None:
@@ -168,8 +172,9 @@ def _ends(sizes: Sequence[int]) -> list[float]:
 
 
 def _size_axis(figure: Any, ends: list[float], *, row: int) -> None:
-    """Powers of 32 in words."""
-    ticks = [32**power for power in range(1, 8)]
+    """Powers of 32 in words, of 8 where there would be few of them."""
+    base = 32 if ends[1] - ends[0] > _FEW_DECADES else 8
+    ticks = [tick for power in range(1, 14) if ends[0] <= math.log10(tick := base**power) <= ends[1]]
     texts = [size_text(tick) for tick in ticks]
     figure.update_xaxes(type="log", tickmode="array", tickvals=ticks, ticktext=texts, range=ends)
     figure.update_xaxes(title_text="buffer of the rank that has most", row=row, col=1)

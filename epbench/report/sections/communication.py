@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from epbench.records import CellResult, CollectiveRow
 from epbench.report.comparison import Compared, Group
 from epbench.report.figures.communication import (
+    KINDS,
+    MESH_AXES,
     OTHER,
     Looks,
     axis_bytes_figure,
@@ -55,16 +57,21 @@ def _how_to_sweep(compared: Compared) -> str:
 
 def _collectives(compared: Compared) -> Chart | None:
     cells = [cell for cell in compared.measured if cell.collectives]
-    looks = Looks.of((kind_of(row), row.transfer_s + row.wait_s) for cell in cells for row in cell.collectives)
+    times = ((kind_of(row), row.transfer_s + row.wait_s) for cell in cells for row in cell.collectives)
+    looks = Looks.of(times, KINDS)
     variants = tuple(found for group in compared.groups if (found := _of_group(compared, group, looks)))
     if not variants:
         return None
     caption = (
         "Time a step in collectives, from the torch profiler's trace pass; cells by their step time, the fastest "
         "first. Solid: transfer, after the last rank of the group arrived. Hatched, in the same order: what the rank "
-        "that waits longest waits for it, which is other ranks' delay and not the network's. The diamond is "
-        "exposed transfer: what of the solid part runs with no other kernel beside it, each purpose on its worst rank."
+        "that waits longest waits for it, which is other ranks' delay and not the network's."
     )
+    if any(row.exposed_s is not None for cell in cells for row in cell.collectives):
+        caption += (
+            " The diamond is exposed transfer: what of the solid part runs with no other kernel beside it, each "
+            "purpose on its worst rank."
+        )
     return Chart("collectives", "Collectives in the step", caption, variants)
 
 
@@ -121,7 +128,7 @@ def _unswept(rows: Sequence[CollectiveRow]) -> str:
 
 def _bytes_per_axis(compared: Compared) -> Chart | None:
     cells = [cell for cell in compared.measured if cell.collectives]
-    looks = Looks.of(share for cell in cells for share in axis_bytes(cell).items())
+    looks = Looks.of((size for cell in cells for size in axis_bytes(cell).items()), MESH_AXES)
     variants = tuple(found for group in compared.groups if (found := _axes_of_group(compared, group, looks)))
     if not variants:
         return None

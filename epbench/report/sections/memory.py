@@ -7,12 +7,12 @@ from epbench.report.comparison import Compared, Group
 from epbench.report.figures.memory import (
     PARTS,
     PeakRow,
-    Unit,
     parts_figure,
     predicted_figure,
     thinned,
     timeline_figure,
 )
+from epbench.report.figures.units import Unit
 from epbench.report.sections.memory_tables import moments_table, parts_table, predicted_table
 from epbench.report.sections.model import Chart, Section, Variant
 from epbench.report.text import clean, gib, join, percent

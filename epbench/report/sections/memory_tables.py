@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from epbench.memory_records import MemoryTimeline
 from epbench.records import CellResult
 from epbench.report.comparison import Compared
-from epbench.report.figures.memory import PARTS, Envelope, Unit
+from epbench.report.figures.memory import PARTS, Envelope
+from epbench.report.figures.units import Unit
 from epbench.report.tables import Table, Value
 from epbench.report.text import UNKNOWN, clean, number, percent
 
