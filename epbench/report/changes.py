@@ -185,7 +185,7 @@ def notes(compared: ComparedRuns) -> list[str]:
     if len(judged) > 1:
         mean = math.exp(fmean(math.log(change.speed.value) for change in judged if change.speed)) - 1
         lines.append(
-            f"Of {len(judged)} such intervals {chance:.1f} exclude no difference by chance. Geometric mean of all: "
+            f"By chance alone {chance:.1f} of {len(judged)} such intervals show a difference. Geometric mean of all: "
             f"{mean * 100:+.1f} %."
         )
     return lines

@@ -16,7 +16,7 @@ from epbench.report.sections import sections_of
 from epbench.report.sections.model import Section
 from epbench.report.tables import cell_columns, cells_table
 from epbench.report.text import clean, number
-from epbench.report.verdict import outcome_counts, verdicts
+from epbench.report.verdict import by_importance, outcome_counts, summary
 
 __all__ = ["Limits", "PageParts", "page_parts"]
 
@@ -112,7 +112,8 @@ def _frame(compared: Compared, places: list[SectionPlace]) -> dict[str, Any]:
 def _answers(compared: Compared, anchors: set[str]) -> dict[str, Any]:
     view = compared.view
     return {
-        "verdicts": verdicts(compared),
+        "summary": summary(compared),
+        "verdicts": by_importance(compared),
         "outcomes": outcome_counts(view),
         "environment": environment_rows(view),
         "warnings": [clean(text, 600) for text in view.run.warnings],

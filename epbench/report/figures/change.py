@@ -43,7 +43,7 @@ def change_figure(changes: Sequence[Change]) -> Figure:
     figure.add_vline(x=0.0, line={"color": GREY, "dash": "dot", "width": 2})
     name_rows(figure, [change.name for change in changes])
     figure.update_layout(showlegend=True)
-    figure.update_xaxes(title_text="tokens/s of the last run against the first, %")
+    figure.update_xaxes(title_text="tokens/s, last run against first, %")
     return finished(figure, rows=len(changes) + 1, label="Difference of speed of each cell between the runs")
 
 
@@ -75,11 +75,11 @@ def history_figure(change: Change, *, runs: Sequence[str], marks: Sequence[str])
     for at, mark in enumerate(marks):
         if mark:
             figure.add_vline(x=at - 0.5, line={"color": ORANGE, "dash": "dash", "width": 2})
-            place = {"x": at - 0.5, "y": 1.0, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+            place = {"x": at - 0.5, "y": 1.0, "yref": "paper", "yanchor": "top", "showarrow": False}
             figure.add_annotation(text=safe(mark), **place)
     ticks = {"tickvals": list(range(len(runs))), "ticktext": [safe(name) for name in runs]}
     figure.update_xaxes(tickmode="array", **ticks, range=[-0.7, len(runs) - 0.3])
-    figure.update_yaxes(title_text="step, ms")
+    figure.update_yaxes(title_text="step, ms", domain=[0.0, 0.92 if any(marks) else 1.0])
     figure.update_xaxes(title_text="run")
     drawn = finished(figure, rows=8, label="Step over the runs")
     return replace(drawn, min_width=80 + _RUN_PX * len(runs))
