@@ -24,7 +24,13 @@ from epbench.writing import replace_file, writing
 __all__ = ["Page", "build_html", "build_page", "write_csv", "write_report"]
 
 
-def write_report(run_path: Path, *, output: Path | None = None, leading: tuple[Section, ...] = ()) -> Path:
+def write_report(
+    run_path: Path,
+    *,
+    output: Path | None = None,
+    leading: tuple[Section, ...] = (),
+    limits: Limits | None = None,
+) -> Path:
     """Write the report of a run, by default to ``report.html`` in its directory, and return its path.
 
     What is too large for one file is written beside it, and said on the page with its name.
@@ -35,7 +41,7 @@ def write_report(run_path: Path, *, output: Path | None = None, leading: tuple[S
     assert run.path is not None
     path = output or run.path / "report.html"
     whole = Limits(records=math.inf, cell_charts=math.inf)  # for what is no plain file, such as a pipe
-    page = build_page(run, leading=leading, stem=path.stem, limits=whole if _is_special(path) else None)
+    page = build_page(run, leading=leading, stem=path.stem, limits=whole if _is_special(path) else limits)
     try:
         for name, text in page.beside.items():
             _write(path.with_name(name), text)
