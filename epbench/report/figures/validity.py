@@ -80,7 +80,7 @@ def _series(points: Sequence[Point], number: int, *, valid: bool, several: bool)
             "color": color,
             "symbol": symbol if valid else f"{symbol}-open",
             "size": 9,
-            "opacity": 0.75 if valid else 1.0,
+            "opacity": 0.9 if valid else 1.0,
             "line": {"width": 0 if valid else 2, "color": color},
         },
         "showlegend": True,
