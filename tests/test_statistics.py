@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epbench.analysis.statistics import Interval, launch_interval, ratio_interval, ties
+from epbench.analysis.statistics import Interval, launch_interval, ratio_interval, ties, unpaired_ratio
 
 T_2 = 4.302652729911275  # Student's t, 2 degrees of freedom, two-sided 95 %
 T_4 = 2.7764451051977987
@@ -50,6 +50,16 @@ def test_a_skewed_median_stays_inside_its_interval() -> None:
     interval = launch_interval([1.0] * 30 + [2.0] * 29)  # the centre is near sqrt 2, the median is 1
     assert interval is not None and interval.low is not None and interval.high is not None
     assert interval.low == 1.0 < interval.high
+
+
+def test_unpaired_ratio_keeps_what_both_arms_share() -> None:
+    base, other = [1.0, math.e, math.e**2], [math.e, math.e**2, math.e**3]  # logs of sd 1, one apart
+    ratio = unpaired_ratio(base, other)
+    assert ratio is not None
+    half = T_4 * math.sqrt(2 / 3)
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((math.exp(1 - half), math.e, math.exp(1 + half)))
+    assert unpaired_ratio([1.0, 1.1], other) == Interval(math.e**2 / 1.05)
+    assert unpaired_ratio([], other) is None
 
 
 def test_paired_ratio_removes_what_both_arms_share() -> None:

@@ -47,21 +47,21 @@ def _routing(cell: CellResult) -> str:
 def crossover(compared: Compared) -> Finding | None:
     """Two routings of the same work whose fastest layouts differ: none that may be fastest in one may be in both."""
     for groups in _by_load(compared):
-        for even, other in ((groups[0], group) for group in groups[1:]):
-            found = _change(compared, even, other)
+        for load, other in groups[1:]:
+            found = _change(compared, groups[0][1], other) if load > groups[0][0] else None
             if found is not None:
                 return found
     return None
 
 
-def _by_load(compared: Compared) -> list[list[Group]]:
-    """Groups that differ in routing only, with a ranking and a load each, the evenest first."""
+def _by_load(compared: Compared) -> list[list[tuple[float, Group]]]:
+    """Groups that differ in routing only and have a ranking, with the load of each, the evenest first."""
     alike: dict[str, list[tuple[float, Group]]] = {}
     for group in compared.groups:
         loads = [load for cell in group.measured if (load := _load(cell))]
         if loads and best_of(group):
             alike.setdefault(_all_but_routing(group.cells[0]), []).append((median(loads), group))
-    return [[group for _, group in sorted(found, key=lambda one: one[0])] for found in alike.values()]
+    return [sorted(found, key=lambda one: one[0]) for found in alike.values()]
 
 
 def _all_but_routing(cell: CellResult) -> str:

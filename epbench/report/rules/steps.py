@@ -49,7 +49,7 @@ def _fastest_beside(compared: Compared, cell: CellResult) -> str:
     part = _share(fastest.breakdown_s, fastest.breakdown_s.exposed)
     if fastest.cell == cell.cell or part is None:
         return ""
-    return f"; {compared.naming.arm(fastest)}, which has the shortest step, {share(part)}"
+    return f"; {compared.naming.arm(fastest)}, with the lowest median step, {share(part)}"
 
 
 def host_bound(compared: Compared) -> Finding | None:
@@ -75,9 +75,7 @@ def compile_gain(compared: Compared) -> Finding | None:
     told = [pair for pair in pairs if pair[2].excludes(1.0)]
     if not told:
         return None
-    best = max(told, key=lambda pair: pair[2].value)
-    text = f"{_gains(compared, pairs, told)}{_where(best)}{_paid_back(best)}."
-    return Finding(text, "speed-up", gain(best[2]))
+    return Finding(f"{_gains(compared, pairs, told)}.", "speed-up", max(gain(ratio) for _, _, ratio in told))
 
 
 def _pairs(compared: Compared, cells: Sequence[CellResult]) -> list[_Pair]:
@@ -93,7 +91,7 @@ def _gains(compared: Compared, pairs: Sequence[_Pair], told: Sequence[_Pair]) ->
     if len(pairs) == 1:
         ((_, only, ratio),) = pairs
         told_by = f"{speed_up(ratio, sign=False)} faster" if ratio.value > 1 else f"{slow_down(ratio)} slower"
-        return f"{compared.naming.full(only)} is {told_by} than eager"
+        return f"{compared.naming.full(only)} is {told_by} than eager{_where(pairs[0])}{_paid_back(pairs[0])}"
     kinds = {
         word: [pair for pair in told if (pair[2].value > 1) == (word == "faster")] for word in ("faster", "slower")
     }
@@ -103,8 +101,9 @@ def _gains(compared: Compared, pairs: Sequence[_Pair], told: Sequence[_Pair]) ->
 
 
 def _most(compared: Compared, pairs: Sequence[_Pair], count: int) -> str:
-    _, most, ratio = max(pairs, key=lambda pair: abs(pair[2].value - 1))
-    return f"than eager in {len(pairs)} of {count} pairs, most in {compared.naming.full(most)} ({speed_up(ratio)})"
+    most = max(pairs, key=lambda pair: abs(pair[2].value - 1))
+    what = f"{speed_up(most[2])}{_where(most)}{_paid_back(most)}"
+    return f"than eager in {len(pairs)} of {count} pairs, most in {compared.naming.full(most[1])} ({what})"
 
 
 def _where(pair: _Pair) -> str:
@@ -117,7 +116,7 @@ def _where(pair: _Pair) -> str:
     if ratio.value <= 1 or len(saved) < 3 or not _ALIKE * timed_s <= total_s <= timed_s / _ALIKE:
         return ""
     name = max(saved, key=lambda part: saved[part])
-    return f"; most of what is saved there is {name}"
+    return f", most of it {name}"
 
 
 def _parts_s(parts: Breakdown) -> dict[str, float]:
@@ -135,4 +134,4 @@ def _paid_back(pair: _Pair) -> str:
     if cost_s is None or ratio.value <= 1 or eager.step_s is None or compiled.step_s is None:
         return ""
     steps = cost_s / (eager.step_s - compiled.step_s)
-    return f"; {number(cost_s)} s of compiling are paid back after {number(steps)} steps"
+    return f", {number(cost_s)} s of compiling paid back after {number(steps)} steps"
