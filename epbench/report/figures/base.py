@@ -30,6 +30,7 @@ __all__ = [
     "finished",
     "hatched",
     "interval_points",
+    "joining_lines",
     "mode_marker",
     "name_rows",
     "rounded",
@@ -90,6 +91,14 @@ def hatched(color: str) -> dict[str, Any]:
     """A marker that is told from the plain one of the same colour without colour."""
     pattern = {"shape": "/", "fgcolor": color, "bgcolor": "rgba(0,0,0,0)", "size": 6, "solidity": 0.35}
     return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
+
+
+def joining_lines(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """In rows 0, 1, 2, ... a grey line from one value to the other, all in one series."""
+    ends = [(x, at) for at, pair in enumerate(pairs) for x in (*pair, None)]
+    line = {"color": GREY, "width": 3}
+    places = {"x": [x for x, _ in ends], "y": [at for _, at in ends]}
+    return places | {"mode": "lines", "line": line, "hoverinfo": "skip", "showlegend": False}
 
 
 def mode_marker(mode: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from epbench.report.figures.base import (
     Figure,
     filled,
     finished,
+    joining_lines,
     name_rows,
     rounded,
     safe,
@@ -217,15 +218,7 @@ def beside_alone_figure(rows: Sequence[CollectiveRow]) -> Figure:
     figure = go.Figure()
     in_step = [rounded(1e6 * row.p50_s) or 0.0 for row in rows]
     alone = [rounded(1e6 * (row.isolated_s or 0.0)) or 0.0 for row in rows]
-    joined = [(x, at) for at, pair in enumerate(zip(alone, in_step, strict=True)) for x in (*pair, None)]
-    figure.add_scatter(
-        x=[x for x, _ in joined],
-        y=[at for _, at in joined],
-        mode="lines",
-        line={"color": GREY, "width": 3},
-        hoverinfo="skip",
-        showlegend=False,
-    )
+    figure.add_scatter(**joining_lines(list(zip(alone, in_step, strict=True))))
     places = list(range(len(rows)))
     late = [rounded(1e6 * max(0.0, row.p95_s - row.p50_s)) for row in rows]
     bars = {"type": "data", "symmetric": False, "array": late, "arrayminus": [0] * len(rows), "thickness": 2}

@@ -17,6 +17,7 @@ from epbench.report.figures.base import (
     filled,
     finished,
     hatched,
+    joining_lines,
     name_rows,
     rounded,
     safe,
@@ -217,15 +218,12 @@ def predicted_figure(rows: Sequence[tuple[str, int, int]], unit: Unit) -> Figure
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for at, (_, predicted, measured) in enumerate(rows):
-        ends = [unit.of_bytes(predicted), unit.of_bytes(measured)]
-        line = {"color": GREY, "width": 3}
-        figure.add_scatter(x=ends, y=[at, at], mode="lines", line=line, hoverinfo="skip", showlegend=False)
     hollow = {"color": BLUE, "symbol": "circle-open", "size": 11, "line": {"width": 2, "color": BLUE}}
     full = {"color": ORANGE, "symbol": "diamond", "size": 11}
     places = list(range(len(rows)))
     expected = [unit.of_bytes(predicted) for _, predicted, _ in rows]
     found = [unit.of_bytes(measured) for _, _, measured in rows]
+    figure.add_scatter(**joining_lines(list(zip(expected, found, strict=True))))
     figure.add_scatter(x=expected, y=places, mode="markers", name="predicted", marker=hollow)
     figure.add_scatter(x=found, y=places, mode="markers", name="measured", marker=full)
     name_rows(figure, [name for name, _, _ in rows])

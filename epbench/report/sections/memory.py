@@ -154,6 +154,7 @@ def _predicted_of(compared: Compared, group: Group, unit: Unit) -> Variant | Non
     ]
     if not rows:
         return None
+    rows.sort(key=lambda row: row[2])
     return Variant(group.work, predicted_figure(rows, unit), predicted_table(rows, unit), _worst(rows))
 
 
