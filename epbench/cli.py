@@ -252,17 +252,13 @@ def report(
     options = ReportOptions(is_compared, is_markdown, is_opened, output, csv)
     options.check(len(runs))
     paths = [open_run(run).path for run in runs]
-    if is_markdown:
-        typer.echo(markdown_of(paths, options), nl=False)
-    else:
-        pages = write_pages(paths, options)
-        for page in pages:
-            typer.echo(str(page))
+    pages = [] if is_markdown else write_pages(paths, options)
+    typer.echo(markdown_of(paths, options).rstrip() if is_markdown else "\n".join(map(str, pages)))
     if csv is not None:
         _say(f"wrote {csv}")
-    _say(f"next: epbench show {paths[-1]}")
     if is_opened:
         _open_in_browser(pages)
+    _say(f"next: epbench show {paths[-1]}")
 
 
 @app.command()
