@@ -40,6 +40,7 @@ __all__ = ["RUNS", "bare_cell", "hostile_run"]
 
 SAMPLE = Path(__file__).parents[2] / "reports" / "samples" / "qwen3-30b-2xh200" / "show.json"
 WIDTHS = {"": 1200, "-phone": 390}
+LEAST_WINDOW = 500
 
 
 def cell_of(layout: Layout, mode: str = "eager", **fields: object) -> Cell:
@@ -212,16 +213,21 @@ def main(out: Path, names: list[str]) -> None:
 
 
 def draw(chromium: str, address: str, picture: Path, *, width: int) -> None:
-    """The whole page: the window is as high as the longest one gets, so every chart comes into view."""
-    with tempfile.TemporaryDirectory() as profile:
+    """The whole page: the window is as high as the longest page gets, so that every chart comes into view.
+
+    A window cannot be as narrow as a phone: there the page stands in a frame of that width.
+    """
+    height = 12_000 if width >= LEAST_WINDOW else 16_000
+    with tempfile.TemporaryDirectory() as scratch:
+        if width < LEAST_WINDOW:
+            frame = Path(scratch) / "phone.html"
+            size = f"width: {width}px; height: {height}px"
+            frame.write_text(f'<body style="margin: 0"><iframe style="border: 0; {size}" src="{address}"></iframe>')
+            address = frame.as_uri()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
-        flags += [f"--user-data-dir={profile}", f"--window-size={width},{12_000 if width > 600 else 16_000}"]
-        subprocess.run(
-            [chromium, *flags, f"--screenshot={picture.resolve()}", address],
-            check=True,
-            capture_output=True,
-            timeout=300,
-        )
+        flags += [f"--user-data-dir={scratch}/profile", f"--window-size={max(width, LEAST_WINDOW)},{height}"]
+        command = [chromium, *flags, f"--screenshot={picture.resolve()}", address]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def _imbalance_charts(compared: Compared) -> tuple[Chart, ...]:
         f"always 1), so compare curves at one routing, not at one place. {INTERVALS}"
     )
     experts = (
-        "The same over the imbalance of experts, which is the routing's own (but for hot_rank, which follows the layout): "
-        "points of one routing stand above each other, and where curves cross, the best layout changes. "
+        "The same over the imbalance of experts, which is the routing's own (but for hot_rank, which follows the "
+        "layout): points of one routing stand above each other, and where curves cross, the best layout changes. "
         f"{INTERVALS}"
     )
     charts = (
