@@ -124,7 +124,7 @@ def collectives_figure(compared: Compared, cells: Sequence[CellResult], looks: L
     for name, look in looks.all():
         transfers = [_ms(_calls(row, name, looks), lambda one: one.transfer_s) for row in rows]
         if any(transfers):
-            figure.add_bar(**_bars(transfers), name=safe(name), marker=filled(*look))
+            figure.add_bar(**_bars(transfers), name=safe(name), marker=_separate(filled(*look)))
     for name, look in looks.all():
         waits = [_ms(_calls(row, name, looks), lambda one: one.wait_s) for row in rows]
         if any(waits):
@@ -177,6 +177,11 @@ def _bars(lengths: Sequence[float | None]) -> dict[str, Any]:
     """Horizontal bars; those of no length are left out of the figure altogether."""
     found = [(at, length) for at, length in enumerate(lengths) if length]
     return {"x": [length for _, length in found], "y": [at for at, _ in found], "orientation": "h"}
+
+
+def _separate(marker: dict[str, Any]) -> dict[str, Any]:
+    """Two ops of one purpose have one colour: a line between their bars."""
+    return marker | {"line": {"color": "#fff", "width": 1}}
 
 
 def _outlined(look: Look) -> dict[str, Any]:
