@@ -13,16 +13,13 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-// The text of a packed script element (gzip, base64).
+// The text of a packed script element (gzip, base64). A loop, as a callback for each of a million bytes is slow.
 async function unpack(id) {
-  const bytes = Uint8Array.from(atob(byId(id).textContent), (character) => character.charCodeAt(0));
-  const packed = new ReadableStream({
-    start(controller) {
-      controller.enqueue(bytes);
-      controller.close();
-    },
-  });
-  return new Response(packed.pipeThrough(new DecompressionStream("gzip"))).text();
+  const characters = atob(byId(id).textContent);
+  const bytes = new Uint8Array(characters.length);
+  for (let at = 0; at < bytes.length; at += 1) bytes[at] = characters.charCodeAt(at);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
 }
 
 // Resolves when the page has nothing else to do.
