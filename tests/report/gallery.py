@@ -147,13 +147,13 @@ def hostile_run(text: str) -> RunData:
     return RunData(view, timelines=full.timelines, copies=full.copies, comm=full.comm)
 
 
-def hosted(launch: LaunchValue, host: dict[str, object], text: str) -> LaunchValue:
+def hosted(launch: LaunchValue, host: Mapping[str, object], text: str) -> LaunchValue:
     watched = launch.telemetry
     gpus = (
         [gpu.model_copy(update={"uuid": text, "clock_reasons": {text: 0.5}}) for gpu in watched.gpus] if watched else []
     )
     telemetry = watched.model_copy(update={"gpus": gpus}) if watched else None
-    changes: dict[str, object] = {"host": host, "telemetry": telemetry}
+    changes: dict[str, object] = {"host": dict(host), "telemetry": telemetry}
     return launch.model_copy(update=changes | ({"valid": False, "invalid_reason": text} if launch.index == 2 else {}))
 
 
