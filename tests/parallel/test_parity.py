@@ -3,11 +3,13 @@
 Loss, every gradient against its largest entry, the norm, and the loss after one AdamW step, each within 1e-5
 relative of one plain rank in fp32, with expert weights 8 times larger than published.
 
-``pytest --all-layouts`` runs the whole table and draws more layouts. A fresh world for each case costs half a second
-and keeps process groups and compiled code of one case out of the next.
+``pytest --all-layouts`` runs the whole table and draws more layouts. Compiled cases have a world each, which keeps
+compiled code of one out of the next. Eager ones share theirs with a few others, since half of the time of a small step
+is what eight ranks do for the first time; if that world breaks, each of them gets its own and answers for itself.
 """
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -28,28 +30,67 @@ from tests.parallel.plants import PLANTS
 from tests.ranks import run_on_ranks
 
 TOLERANCE = 1e-5
+SHARE_A_WORLD = 6  # eager cases; what a case leaves behind of its process groups is bounded by this
+
+Asked = Sequence[tuple[Cell, str]]  # what is verified one after the other, each with a plant
+
+
+def _cases(config: pytest.Config) -> list[Case]:
+    return complete() if config.getoption("all_layouts") else sample()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        everything = metafunc.config.getoption("all_layouts")
-        metafunc.parametrize("case", complete() if everything else sample(), ids=str)
+        metafunc.parametrize("case", _cases(metafunc.config), ids=str)
 
 
-def _verify(cell: Cell, plant: str, backend: str | None) -> VerifyRecord:
+def _verify_each(asked: Asked, backend: str | None) -> list[VerifyRecord]:
     rank = dist.get_rank()
     world = World(rank, dist.get_world_size(), rank, torch.device("cpu"))
     chosen = backend or compile_backend()
-    with PLANTS[plant](), patch("epbench.parallel.apply.compile_backend", lambda: chosen):
-        return verify_cell(cell, world, tolerance=TOLERANCE)
+    records = []
+    for cell, plant in asked:
+        with PLANTS[plant](), patch("epbench.parallel.apply.compile_backend", lambda: chosen):
+            records.append(verify_cell(cell, world, tolerance=TOLERANCE))
+    return records
 
 
-def _parity(cell: Cell, *, plant: str = "nothing", backend: str | None = "aot_eager") -> VerifyRecord:
+def _parities(asked: Asked, *, backend: str | None = "aot_eager") -> list[VerifyRecord]:
     """Compiled cases make whole graphs through AOTAutograd; None is a cell's own way: inductor, ranks in turn."""
-    records: list[VerifyRecord] = run_on_ranks(cell.world_size, _verify, cell, plant, backend)
-    assert all(record == records[0] for record in records), "ranks disagree about the verdict"
-    assert records[0].scope == "full"
-    return records[0]
+    (size,) = {cell.world_size for cell, _ in asked}
+    of_ranks: list[list[VerifyRecord]] = run_on_ranks(size, _verify_each, asked, backend)
+    assert all(records == of_ranks[0] for records in of_ranks), "ranks disagree about the verdict"
+    assert {record.scope for record in of_ranks[0]} == {"full"}
+    return of_ranks[0]
+
+
+def _parity(cell: Cell, *, backend: str | None = "aot_eager") -> VerifyRecord:
+    (record,) = _parities([(cell, "nothing")], backend=backend)
+    return record
+
+
+@pytest.fixture(scope="module")
+def verdict(pytestconfig: pytest.Config) -> Callable[[Case], VerifyRecord]:
+    """The verdict on a case, which is verified together with its neighbours in the table when the first one asks."""
+    eager = [case for case in _cases(pytestconfig) if case.mode == "eager"]
+    found: dict[str, VerifyRecord] = {}
+    apart: set[str] = set()  # cases of a world that broke
+
+    def share(first: Case) -> None:
+        start = [str(case) for case in eager].index(str(first))
+        together = eager[start : start + SHARE_A_WORLD]
+        try:
+            records = _parities([(case.cell, "nothing") for case in together])
+            found.update(zip(map(str, together), records, strict=True))
+        except AssertionError:
+            apart.update(map(str, together))
+
+    def of(case: Case) -> VerifyRecord:
+        if case.mode == "eager" and str(case) not in found.keys() | apart:
+            share(case)
+        return found[str(case)] if str(case) in found else _parity(case.cell)
+
+    return of
 
 
 # ---- the table ----
@@ -75,8 +116,9 @@ def test_the_sample_has_every_mode_and_checkpointing_and_twenty_layouts() -> Non
     assert {str(case) for case in sample()} <= {str(case) for case in complete()}
 
 
-def test_layout_equals_one_rank(case: Case) -> None:
-    record = _parity(case.cell)
+@pytest.mark.timeout(600)
+def test_layout_equals_one_rank(case: Case, verdict: Callable[[Case], VerifyRecord]) -> None:
+    record = verdict(case)
     assert record.passed, record
 
 
@@ -144,30 +186,36 @@ def _planted(layout: Layout, train: TrainSpec = TRAIN, **model: Any) -> Cell:
     return Cell(layout=layout, model=ModelSpec(**model), train=train)
 
 
-@pytest.mark.parametrize(
-    ("plant", "cell", "parameter"),
-    [
-        ("experts summed twice", _planted(Layout(dp_shard=2, tp=2, etp=2)), None),
-        ("gate gradient of one rank", _planted(Layout(dp_shard=2, tp=2, ep=2)), "router.gate"),
-        ("gate gradient of one rank", _planted(Layout(dp_shard=2, tp=2, etp=2)), "router.gate"),
-        ("scores without gradient", _planted(Layout(dp_shard=4, ep=4)), "router.gate"),
-        ("expert gradient divided", _planted(Layout(dp_shard=4, ep=2)), "experts"),
-        ("norm counts replicas", _planted(Layout(dp_shard=2, tp=2)), None),
-        ("shared experts of one rank", _planted(Layout(dp_shard=2, tp=2, ep=2), n_shared_experts=1), None),
-        ("another choice in recompute", _planted(Layout(dp_shard=4, ep=4), FULL), None),
-        ("bias of one rank", _planted(Layout(dp_shard=2, cp=2, ep=4), **SIGMOID), None),
-        ("bias moved twice", _planted(Layout(dp_shard=4, ep=4), FULL, **SIGMOID), None),
-        ("documents see each other", _planted(Layout(dp_shard=2, cp=2), PACKED_TRAIN), None),
-    ],
-    ids=lambda value: value.layout.slug if isinstance(value, Cell) else value,
+PLANTED = (
+    ("experts summed twice", _planted(Layout(dp_shard=2, tp=2, etp=2)), ""),
+    ("gate gradient of one rank", _planted(Layout(dp_shard=2, tp=2, ep=2)), "router.gate"),
+    ("gate gradient of one rank", _planted(Layout(dp_shard=2, tp=2, etp=2)), "router.gate"),
+    ("scores without gradient", _planted(Layout(dp_shard=4, ep=4)), "router.gate"),
+    ("expert gradient divided", _planted(Layout(dp_shard=4, ep=2)), "experts"),
+    ("norm counts replicas", _planted(Layout(dp_shard=2, tp=2)), ""),
+    ("shared experts of one rank", _planted(Layout(dp_shard=2, tp=2, ep=2), n_shared_experts=1), ""),
+    ("another choice in recompute", _planted(Layout(dp_shard=4, ep=4), FULL), ""),
+    ("bias of one rank", _planted(Layout(dp_shard=2, cp=2, ep=4), **SIGMOID), ""),
+    ("bias moved twice", _planted(Layout(dp_shard=4, ep=4), FULL, **SIGMOID), ""),
+    ("documents see each other", _planted(Layout(dp_shard=2, cp=2), PACKED_TRAIN), ""),
 )
-def test_planted_mistake_is_noticed(plant: str, cell: Cell, parameter: str | None) -> None:
-    record = _parity(cell, plant=plant)
+
+
+@pytest.fixture(scope="module")
+def planted() -> list[VerifyRecord]:
+    """Of every mistake in turn, in one world; the last has none."""
+    return _parities([(cell, plant) for plant, cell, _ in PLANTED] + [(PLANTED[-2][1], "nothing")])
+
+
+@pytest.mark.parametrize(
+    "index", range(len(PLANTED)), ids=[f"{plant}-{cell.layout.slug}" for plant, cell, _ in PLANTED]
+)
+def test_planted_mistake_is_noticed(planted: list[VerifyRecord], index: int) -> None:
+    (plant, _, parameter), record = PLANTED[index], planted[index]
     assert record.passed is False, f"{plant} went unnoticed: {record}"
-    assert parameter is None or parameter in str(record.worst_parameter), record
+    assert parameter in str(record.worst_parameter), record
 
 
-def test_every_plant_is_planted() -> None:
-    """The cases above, without the mistake, are right: what is noticed is the mistake."""
-    cell = _planted(Layout(dp_shard=4, ep=4), FULL, **SIGMOID)
-    assert _parity(cell).passed
+def test_every_plant_is_planted(planted: list[VerifyRecord]) -> None:
+    """What follows them in their world, without a mistake, is right: what is noticed is the mistake."""
+    assert planted[-1].passed, planted[-1]
