@@ -17,6 +17,7 @@ from epbench.report.verdict import by_importance, outcome_counts, summary, verdi
 __all__ = ["drawn", "render_cells", "render_changes"]
 
 _WIDTH = 120
+_NAMED = 3  # references of more groups than this are not listed
 _COLUMNS = ("verdict", "layout", "mode", "step", "tokens", "peak", "launches", "speed", "grad_error")
 _SHORT = {"peak": "peak GiB", "speed": "speed", "grad_error": "grad error"}
 _ONE_LINE = ("step, ms", "speed", "tokens/s", "tokens/s against first", "op", "size", "mode", "verdict")
@@ -110,7 +111,10 @@ def _legend(compared: Compared) -> list[str]:
     counts = ", ".join(f"{count} {name}" for name, count in outcome_counts(compared.view).items())
     lines = [f"{counts}. Intervals are 95 %, over launches."] if counts else []
     references = [compared.naming.full(group.reference) for group in compared.groups if group.reference is not None]
-    lines += [f"Speeds are against {'; '.join(references)}."] if references else []
+    if len(references) > _NAMED:
+        lines.append("Speeds are against the reference of each group, which its table marks.")
+    elif references:
+        lines.append(f"Speeds are against {'; '.join(references)}.")
     if compared.view.environment.device == "cpu":
         lines.append("Measured on CPU: this proves the path and its correctness, not the performance of GPUs.")
     return lines

@@ -12,7 +12,7 @@ from typing import Literal
 from epbench.analysis.statistics import MIN_LAUNCHES
 from epbench.records import CellResult, RunView
 from epbench.report.comparison import Compared, Group, Naming, is_measured, speed_ratio, step_interval, step_launches
-from epbench.report.quantities import peak_bytes
+from epbench.report.quantities import peak_bytes, peak_text
 from epbench.report.rules.model import best_of, ranked
 from epbench.report.text import gib, interval, join, ms, speed_up
 
@@ -107,7 +107,7 @@ def _verdict(group: Group, compared: Compared) -> Verdict:
     note = f" Not ranked, fewer than {MIN_LAUNCHES} valid launches: {join(left_out)}." if left_out else ""
     others = [cell for cell in in_ranking if cell not in best]
     if len(best) > 1:
-        return Verdict("tie", group.work, _tie_sentence(best, others, naming) + note)
+        return Verdict("tie", group.work, _tie_sentence(best, others, compared) + note)
     return Verdict("fastest", group.work, _fastest_sentence(best[0], others, group, compared) + note)
 
 
@@ -144,14 +144,24 @@ def _memory(cell: CellResult, compared: Compared) -> str:
     return f"; peak {gib(peak)} GiB of {gib(total)}" if total else f"; peak {gib(peak)} GiB"
 
 
-def _tie_sentence(best: list[CellResult], others: list[CellResult], naming: Naming) -> str:
+def _tie_sentence(best: list[CellResult], others: list[CellResult], compared: Compared) -> str:
+    naming = compared.naming
     names = join([naming.arm(cell) for cell in best])
     sentence = f"{names} cannot be told apart: the lowest median is that of {naming.arm(best[0])}, {_step(best[0])}"
-    sentence += ", and the interval of every one's speed against it contains 1."
+    sentence += f", and the interval of every one's speed against it contains 1.{_least_memory(best, compared)}"
     if others:
         slower = "the other one is" if len(others) == 1 else f"the other {len(others)} ranked cells are"
         sentence += f" {slower[0].upper()}{slower[1:]} slower."
     return sentence
+
+
+def _least_memory(tied: list[CellResult], compared: Compared) -> str:
+    """What may decide between equally fast cells; empty where their peaks are not all known, or are the same."""
+    peaks = {cell.cell: peak for cell in tied if (peak := peak_bytes(cell, compared)) is not None}
+    if len(peaks) < len(tied) or len(set(peaks.values())) == 1:
+        return ""
+    least = min(tied, key=lambda cell: peaks[cell.cell])
+    return f" Of these {compared.naming.arm(least)} has the lowest peak, {peak_text(least, compared)} GiB."
 
 
 def _faster(cell: CellResult, against: CellResult, naming: Naming) -> str:

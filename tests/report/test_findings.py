@@ -86,7 +86,7 @@ CASES: list[tuple[Rule, list[CellResult], str | None]] = [
             cell(TP2_EP4, 0.5, **parts(exposed=0.14), **calls(exposed_s=0.024)),
             cell(DP4, 0.4, **parts(exposed=0.02)),
         ],
-        "dp2-tp2-ep4 eager spends 29 % of its traced step in exposed communication and waiting, 5.0 % in exposed "
+        "dp2-tp2-ep4 eager spends 29 % of its traced step in exposed communication and waiting, up to 5.0 % in exposed "
         "transfers of dispatch; dp4 eager, with the lowest median step, 5.6 %.",
     ),
     (exposed_communication, [cell(**parts(exposed=0.03))], None),

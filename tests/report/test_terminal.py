@@ -46,6 +46,7 @@ def test_many_groups_are_summed_up_first_and_each_verdict_stands_by_its_table() 
     compared = Compared.of(many_cells(40))
     text = render_cells(compared.view)
     assert text.index(summary(compared)) < text.index("verdict  ")
+    assert "Speeds are against the reference of each group, which its table marks." in text
     for verdict in verdicts(compared):
         assert text.count(verdict.text) == 1
         assert text[text.index(verdict.text) + len(verdict.text) :].lstrip().startswith(("verdict", "tokens"))

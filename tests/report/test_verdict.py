@@ -44,6 +44,7 @@ def test_what_cannot_be_told_apart_is_a_tie() -> None:
     (verdict,) = say(cell(DP4, 0.4), cell(DP4_EP4, 0.4001, sign=-1), cell(TP2_EP4, 0.6))
     assert verdict.kind == "tie"
     assert verdict.sentence.startswith("dp4-ep4 eager and dp4 eager cannot be told apart")
+    assert "Of these dp4-ep4 eager has the lowest peak, 58.9 of 141 GiB." in verdict.sentence
     assert verdict.sentence.endswith("The other one is slower.")
 
 

@@ -6,6 +6,7 @@ from epbench.analysis.statistics import Interval
 from epbench.records import Breakdown, CellResult
 from epbench.report.comparison import Compared, speed_ratio
 from epbench.report.figures.communication import kind_of
+from epbench.report.quantities import exposed_share
 from epbench.report.rules.model import Finding, gain, group_of, share
 from epbench.report.selection import mode_pairs, mode_rows
 from epbench.report.text import clean, number, slow_down, speed_up
@@ -22,7 +23,7 @@ _Pair = tuple[CellResult, CellResult, Interval]  # eager, compiled, speed of com
 
 def exposed_communication(compared: Compared) -> Finding | None:
     """The cell that exposes most communication and what most of it is, beside the fastest of its group."""
-    shares = [(_share(cell.breakdown_s, cell.breakdown_s.exposed), cell) for cell in compared.measured]
+    shares = [(exposed_share(cell), cell) for cell in compared.measured]
     most, cell = max(((part, one) for part, one in shares if part), key=lambda one: one[0], default=(0.0, None))
     if cell is None or most < _EXPOSED:
         return None
@@ -41,12 +42,12 @@ def _largest_exposed(cell: CellResult) -> str:
         seconds[kind_of(row)] = seconds.get(kind_of(row), 0.0) + (row.exposed_s or 0.0)
     kind, most_s = max(seconds.items(), key=lambda item: item[1], default=("", 0.0))
     part = _share(cell.breakdown_s, most_s)
-    return f", {share(part)} in exposed transfers of {clean(kind, 60)}" if part else ""
+    return f", up to {share(part)} in exposed transfers of {clean(kind, 60)}" if part else ""
 
 
 def _fastest_beside(compared: Compared, cell: CellResult) -> str:
     fastest = min(group_of(compared, cell).measured, key=lambda one: one.step_s or 0.0)
-    part = _share(fastest.breakdown_s, fastest.breakdown_s.exposed)
+    part = exposed_share(fastest)
     if fastest.cell == cell.cell or part is None:
         return ""
     return f"; {compared.naming.arm(fastest)}, with the lowest median step, {share(part)}"
