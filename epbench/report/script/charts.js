@@ -44,7 +44,6 @@ const charts = (() => {
     try {
       const figure = variant(chart);
       if (!current.has(chart)) chart.replaceChildren();
-      chart.style.minHeight = "";
       show(chart, figure);
       chart.dataset.drawn = "yes";
       for (const hook of hooks.get(figure.layout.meta?.kind) ?? []) hook(chart, figure);

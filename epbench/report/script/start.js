@@ -1,3 +1,4 @@
+document.documentElement.dataset.script = "on";
 for (const hidden of all(".scripted")) hidden.hidden = false;
 theme.start();
 tables.start();
