@@ -40,7 +40,7 @@ _PHASES_NOTE = "Wall seconds, the median over the launches of a cell; the last r
 
 def steps_section(compared: Compared) -> Section:
     """Parts, kernels and device work of every cell that was traced, and the phases of the launches around the steps."""
-    key, title = "steps", "Where the step goes"
+    key, title = "breakdown", "Where the step goes"  # "steps" is the chart of step times
     made = (_step_parts(compared), _per_rank(compared), _kernels(compared), _device_work(compared))
     charts = tuple(chart for chart in made if chart is not None)
     missing = "" if charts else "No cell has a trace of its steps."
