@@ -215,15 +215,20 @@ def _time_by_host(bench: _Bench, indices: range, on_progress: Progress) -> list[
 
 @contextmanager
 def _collector_frozen() -> Iterator[None]:
-    """Collects once, then keeps the collector away on every rank alike: one rank's pause stops them all."""
+    """Collects once, then keeps the collector away on every rank alike: one rank's pause stops them all.
+
+    Nothing is frozen in a child of a fork server, which froze its heap: to thaw one is to thaw both, and what stays
+    frozen is hidden from the memory pass.
+    """
     was_enabled, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.collect()
-    gc.freeze()
+    if not was_frozen:
+        gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        if not was_frozen:  # what a fork server froze stays so, or the next collection walks all of it
+        if not was_frozen:
             gc.unfreeze()
         if was_enabled:
             gc.enable()

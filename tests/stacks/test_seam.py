@@ -191,6 +191,9 @@ def test_a_stack_runs_verified_through_the_runner(rows: dict[tuple[str, str], Ce
     assert row.tokens_per_s_per_rank == pytest.approx(4 * 32 / row.step_s / 2)
     assert (row.memory.parts_of, row.memory.note) == ("peak", None)
     assert row.memory.peak_phase is not None
+    parameters_bytes = 4 * ModelSpec.model_validate(row.model).total_parameters
+    assert row.memory_bytes.params == pytest.approx(parameters_bytes, rel=0.02)
+    assert row.memory_bytes.optimizer == pytest.approx(2 * parameters_bytes, rel=0.02)
 
 
 def test_both_stacks_do_equal_work(rows: dict[tuple[str, str], CellResult]) -> None:
