@@ -254,6 +254,11 @@ def test_the_speed_of_a_cell_is_there_against_every_reference_of_its_group(page:
     assert speeds[groups[0].measured[0].cell][groups[0].measured[0].cell] == ["reference", 1.0]
 
 
+def test_no_anchor_is_there_twice(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
 def test_the_same_run_gives_the_same_page(html: str) -> None:
     assert build_html(sample_view()) == html
 

@@ -9,7 +9,6 @@ from epbench.cells import Cell
 from epbench.records import Breakdown, CellResult, Idle, RunView
 from epbench.report.comparison import Compared
 from epbench.report.figures.steps import kernels_figure
-from epbench.report.sections import sections_of
 from epbench.report.sections.model import Chart, Section
 from epbench.report.sections.steps import steps_section
 from epbench.report.step_parts import PARTS, has_parts, traced_s
@@ -166,12 +165,6 @@ def test_every_chart_of_a_traced_run_has_its_table(section: Section) -> None:
 def test_the_time_around_the_steps_is_a_table_for_each_kind_of_launch(section: Section) -> None:
     titles = ["Where the time of a measured launch goes", "Where the time of a verification goes"]
     assert [table.title for table in section.tables] == titles
-
-
-def test_no_anchor_of_the_page_is_there_twice() -> None:
-    sections = sections_of(Compared.of(sample_data()))
-    anchors = [name for section in sections for name in (section.key, *(chart.key for chart in section.charts))]
-    assert sorted(set(anchors)) == sorted(anchors)
 
 
 CPU = data_of(sample_view("cpu")).view

@@ -15,9 +15,9 @@ from epbench.report.verdict import NOT_RUN
 
 __all__ = ["choose_section", "frontier_table"]
 
-_CAPTION = (
-    "Up and to the left is better. On the frontier: faster than every cell that needs no more memory. Dominated: one "
-    "of those is faster. May be on it: the intervals cannot tell. The line joins the highest medians at each limit."
+_STANDINGS = (
+    "On the frontier: faster than every cell that needs no more memory. Dominated: one of those is faster. May be on "
+    "it: the intervals cannot tell. The line joins the highest medians at each limit."
 )
 
 
@@ -29,8 +29,8 @@ def choose_section(compared: Compared) -> Section:
     variants = tuple(_variant(compared, group, choice, room) for group, choice in choices if choice.points)
     if not variants:
         return Section(key, title, missing="No cell has both a peak of memory and a throughput.")
-    chart = Chart("frontier", "Throughput against memory", f"{_CAPTION} {INTERVALS}", variants)
-    return Section(key, title, (chart,), note=_note(compared, room))
+    chart = Chart("frontier", "Throughput against memory", "Up and to the left is better.", variants)
+    return Section(key, title, (chart,), note=f"{_STANDINGS} {INTERVALS} {_device(compared, room)}")
 
 
 def _variant(compared: Compared, group: Group, choice: Choice, room: Room | None) -> Variant:
@@ -42,7 +42,7 @@ def _variant(compared: Compared, group: Group, choice: Choice, room: Room | None
     return Variant(group.work, figure, frontier_table(compared, group, choice, room), note)
 
 
-def _note(compared: Compared, room: Room | None) -> str:
+def _device(compared: Compared, room: Room | None) -> str:
     if room is None:
         return f"How much memory a {compared.rank_word} has is not known here, so nothing says what fits."
     details = [cell.memory.outside_torch_bytes for cell in compared.view.cells]
