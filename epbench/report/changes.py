@@ -177,6 +177,8 @@ def outcome_lines(compared: ComparedRuns) -> list[str]:
 def notes(compared: ComparedRuns) -> list[str]:
     """How to read the differences, and how far to trust them."""
     judged = [change for change in compared.common if change.speed is not None and change.speed.known]
+    if not any(change.speed is not None for change in compared.common):
+        return []
     chance = len(judged) * (1 - CONFIDENCE)
     lines = [
         "Differences are of the last run from the first, in speed, with a 95 % interval (Welch's: launches of two runs "

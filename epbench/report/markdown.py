@@ -41,12 +41,12 @@ def markdown_report(run: RunView | RunData, *, changes: ComparedRuns | None = No
 def markdown_changes(changes: ComparedRuns) -> str:
     """What changed from the first run to the last, as a part of a page."""
     runs = [f"{letter} is {escaped(name)}" for letter, name in zip(letters(changes), changes.names, strict=True)]
-    differences = differences_table(changes)
+    differences, table = differences_table(changes), changes_table(changes)
     lines = "\n".join(f"- {escaped(line)}" for line in outcome_lines(changes))
     parts = [
         f"### Compared with {escaped(changes.names[0])}",
         f"**{escaped(changes_sentence(changes))}**",
-        markdown_table(changes_table(changes)),
+        markdown_table(table) if table.rows else "",
         lines,
         f"{', '.join(runs)}. {escaped(' '.join(notes(changes)))}",
         f"What else differs:\n\n{markdown_table(differences)}" if differences.rows else "",

@@ -76,7 +76,8 @@ def render_changes(compared: ComparedRuns) -> str:
     what = (
         f"What else differs:\n\n{drawn(differences)}" if differences.rows else "Nothing else that is recorded differs."
     )
-    parts = ["\n".join(runs), changes_sentence(compared), drawn(changes_table(compared, is_narrow=True))]
+    table = changes_table(compared, is_narrow=True)
+    parts = ["\n".join(runs), changes_sentence(compared), drawn(table) if table.rows else ""]
     parts += ["\n".join(outcome_lines(compared)), "\n".join(notes(compared)), what]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -115,13 +115,13 @@ def _unranked_sentence(group: Group, naming: Naming) -> str:
     measured = group.measured
     if not measured:
         counts = Counter(cell.outcome or NOT_RUN for cell in group.cells)
-        return f"no cell has a number ({', '.join(f'{n} {name}' for name, n in counts.items())})."
+        return f"No cell has a number ({', '.join(f'{n} {name}' for name, n in counts.items())})."
     if len(measured) == 1:
         only = measured[0]
-        return f"only {naming.arm(only)} has a number, {_step(only)}; there is nothing to compare it with."
+        return f"Only {naming.arm(only)} has a number, {_step(only)}; there is nothing to compare it with."
     most = max(len(step_launches(cell)) for cell in measured)
     return (
-        f"no ranking: an interval needs {MIN_LAUNCHES} valid launches a cell, and fewer than two cells have "
+        f"No ranking: an interval needs {MIN_LAUNCHES} valid launches a cell, and fewer than two cells have "
         f"them (most: {most}). The table gives the {len(measured)} measured values."
     )
 

@@ -18,8 +18,8 @@ VOID = {"meta", "br", "input", "img", "link", "hr", "wbr"}
 ODD_NAME = f"{HOSTILE} \u05d0\u05d1\u05d2 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 " + "x" * 10_000
 
 SAYS = {
-    "only-failures": ["no cell has a number (1 oom, 1 crashed", "No cell has a step time", "no progress for 300 s"],
-    "one-cell": ["only dp4-ep4 compiled has a number", "nothing to compare it with"],
+    "only-failures": ["No cell has a number (1 oom, 1 crashed", "No cell has a step time", "no progress for 300 s"],
+    "one-cell": ["Only dp4-ep4 compiled has a number", "nothing to compare it with"],
     "one-launch": ["an interval needs 3 valid launches", "No cell has two launches with a step time"],
     "cpu-only": ["They say nothing about the performance of GPUs", "tokens/s per rank"],
     "missing-fields": ["other.module:build", "cannot be told apart|is fastest", "not verified"],

@@ -135,7 +135,8 @@ def test_runs_without_any_number_are_said_to_have_none() -> None:
     nothing = compared_runs([run(lost), run(lost)])
     assert changes_sentence(nothing) == "No cell has a number in both runs."
     section = change_section(nothing)
-    assert (section.charts, section.missing) == ((), "No cell has a step in both runs.")
+    assert (section.charts, section.table, section.lead) == ((), None, "No cell has a number in both runs.")
+    assert "step, ms" not in render_changes(nothing)
 
 
 def test_the_table_has_every_run_and_a_tilde_for_no_difference() -> None:

@@ -53,7 +53,7 @@ def test_too_few_launches_are_not_ranked(launches: int) -> None:
     (verdict,) = say(cell(DP4, 0.4, launches=launches), cell(DP4_EP4, 0.2, launches=launches))
     assert verdict.kind == "unranked"
     assert (
-        f"no ranking: an interval needs 3 valid launches a cell, and fewer than two cells have them (most: {launches})"
+        f"No ranking: an interval needs 3 valid launches a cell, and fewer than two cells have them (most: {launches})"
         in verdict.sentence
     )
     assert "fastest" not in verdict.sentence
@@ -123,8 +123,8 @@ def test_many_groups_are_summed_up_and_the_important_ones_come_first() -> None:
 
 def test_one_number_and_no_number() -> None:
     oom = unmeasured_cell(Cell(layout=DP4), "oom", "out of memory")
-    assert "only dp4-ep4 eager has a number" in say(cell(DP4_EP4, 0.3), oom)[0].sentence
-    assert say(oom)[0].sentence == "no cell has a number (1 oom)."
+    assert "Only dp4-ep4 eager has a number" in say(cell(DP4_EP4, 0.3), oom)[0].sentence
+    assert say(oom)[0].sentence == "No cell has a number (1 oom)."
     assert say() == []
 
 

@@ -29,7 +29,7 @@ _MOST_ROWS = 40
 def change_section(compared: ComparedRuns) -> Section:
     """The last run against the first; with more than two runs, each cell over all of them."""
     charts = [chart for chart in (_change(compared), _history(compared)) if chart is not None]
-    differences = differences_table(compared)
+    differences, table = differences_table(compared), changes_table(compared)
     tables = (TitledTable("What else differs", differences),) if differences.rows else ()
     same = [] if differences.rows else ["Nothing else that is recorded differs between the first run and the last."]
     runs = [f"{letter} is {name}" for letter, name in zip(letters(compared), compared.names, strict=True)]
@@ -37,10 +37,9 @@ def change_section(compared: ComparedRuns) -> Section:
         "compared",
         f"Compared with {compared.names[0]}",
         tuple(charts),
-        missing="" if charts else "No cell has a step in both runs.",
         lead=" ".join([changes_sentence(compared), *(f"{line.rstrip('.')}." for line in outcome_lines(compared))]),
         note=" ".join([f"{', '.join(runs)}.", *notes(compared), *same]),
-        table=None if charts else changes_table(compared),
+        table=table if table.rows and not charts else None,
         tables=tables,
     )
 
