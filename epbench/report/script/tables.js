@@ -92,11 +92,18 @@ const tables = (() => {
     }
   }
 
+  let opened = []; // for printing only
+
   function openBeforePrint() {
-    for (const details of all("details.numbers:not([hidden])")) {
+    opened = all("details.numbers:not([hidden]):not([open])");
+    for (const details of opened) {
       if (details.classList.contains("packed")) fill(details);
       details.open = true;
     }
+  }
+
+  function closeAfterPrint() {
+    for (const details of opened) details.open = false;
   }
 
   function start() {
@@ -116,6 +123,7 @@ const tables = (() => {
       });
     }
     addEventListener("beforeprint", openBeforePrint);
+    addEventListener("afterprint", closeAfterPrint);
     const table = byId("cells-table");
     const original = table ? [...table.tBodies] : [];
     if (table) state.on("sort", (value) => applySort(table, original, value));
