@@ -59,9 +59,7 @@ app = typer.Typer(
 
 _Scenario = Annotated[Path, typer.Argument(help="a scenario file, e.g. scenarios/quick.toml")]
 _Run = Annotated[str, typer.Argument(help="a run directory, a unique part of its name, or 'latest'")]
-_Runs = Annotated[
-    list[str], typer.Argument(help="run directories, the oldest first; each as in 'show'", metavar="RUN...")
-]
+_Runs = Annotated[list[str], typer.Argument(help="run directories, the oldest first; each as in 'show'", metavar="RUN")]
 _World = Annotated[int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")]
 _Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="instead of the file's")]
 _ReportsDir = Annotated[Path, typer.Option("--reports-dir", help="where run directories go")]
