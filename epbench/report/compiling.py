@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from epbench.analysis.statistics import Interval
+from epbench.analysis.statistics import MIN_LAUNCHES, Interval
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, speed_ratio
 from epbench.report.selection import mode_pairs, mode_rows
@@ -67,8 +67,8 @@ class Pair:
 
 
 def median_compile_s(cell: CellResult) -> float | None:
-    """Of all launches of a cell; None where there was one, or the record is from before phases were kept."""
-    return cell.phases_s.get("measure", {}).get("compile") if cell.launches > 1 else None
+    """Of all launches of a cell; None below three, where a cold one would weigh in, and in records without phases."""
+    return cell.phases_s.get("measure", {}).get("compile") if cell.launches >= MIN_LAUNCHES else None
 
 
 def pairs_of(compared: Compared, group: Group) -> list[Pair]:

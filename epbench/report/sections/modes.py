@@ -19,8 +19,9 @@ _COSTS = (
     "warm-up, and a launch with any is not valid."
 )
 _BREAK_EVEN = (
-    "Compile seconds over seconds saved a step: a training run shorter than this is faster in eager mode. Bars are the "
-    "speed-up's 95 % interval carried over."
+    "Compile seconds over seconds saved a step: a training run shorter than this is faster in eager mode. The first "
+    "launch compiles cold if nothing had compiled these shapes before, the median of three or more finds them in the "
+    "cache. Bars are the speed-up's 95 % interval carried over."
 )
 
 
