@@ -20,8 +20,8 @@ from epbench.report.text import join, percent
 __all__ = ["steps_section"]
 
 _PARTS = (
-    "The parts are exclusive and sum to the traced step, which as a rule is longer than the timed one: the tracer costs "
-    "the host time. Overlapped: computes while it communicates. Exposed: communicates, or waits for another rank in a "
+    "The parts are exclusive and sum to the traced step, which as a rule is longer than the timed one: the tracer "
+    "costs the host time. Overlapped: computes while it communicates. Exposed: communicates, or waits for another rank in a "
     "collective, and computes nothing. Idle: nothing runs, because the host had launched nothing (host) or what it had "
     "launched waited for another stream (kernel)."
 )
