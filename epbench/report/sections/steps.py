@@ -21,9 +21,9 @@ __all__ = ["steps_section"]
 
 _PARTS = (
     "The parts are exclusive and sum to the traced step, which as a rule is longer than the timed one: the tracer "
-    "costs the host time. Overlapped: computes while it communicates. Exposed: communicates, or waits for another rank in a "
-    "collective, and computes nothing. Idle: nothing runs, because the host had launched nothing (host) or what it had "
-    "launched waited for another stream (kernel)."
+    "costs the host time. Overlapped: computes while it communicates. Exposed: communicates, or waits for another rank "
+    "in a collective, and computes nothing. Idle: nothing runs, because the host had launched nothing (host) or what "
+    "it had launched waited for another stream (kernel)."
 )
 _CRITICAL = "Of the critical rank, the one with most device work; the diamond is the timed step, with its interval."
 _KERNELS = (
