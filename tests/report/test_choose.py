@@ -167,6 +167,14 @@ def test_the_chart_has_the_limit_and_the_cells_out_of_memory_beyond_it() -> None
     assert edge["x"][0] > 80 and edge["hovertext"] == ["tp4-etp4 eager<br>out of memory, asked for 3.00 GiB more"]
 
 
+def test_every_cell_that_is_no_point_is_named_below_the_chart() -> None:
+    note = choose_section(Compared.of(on_80(sample_view()))).charts[0].variants[0].note
+    assert note.endswith(
+        "Out of memory, at the right edge: tp4-etp4 eager. "
+        "Not shown: tp4-etp4 compiled (wrong), rep2-dp2 eager (unstable) and rep2-dp2 compiled (crashed)."
+    )
+
+
 def test_the_script_is_given_the_sentence_that_the_page_has_without_it() -> None:
     view = on_80(sample_view())
     meta = figure_of(view)["layout"]["meta"]
@@ -191,7 +199,7 @@ def test_absent_cells_are_named_and_counted_where_they_are_many() -> None:
     many = [unmeasured_cell(Cell(layout=DP4), "oom", "") for _ in range(9)]
     for cells, words in (
         (few, "Not shown: dp4-ep4 eager (skipped) and dp2-tp2-ep4 eager (skipped)."),
-        ([*few, *many], "Not shown: 2 skipped and 9 oom, named in the table."),
+        ([*few, *many], "Not shown: 2 skipped and 9 oom, named in the table of all cells."),
         ([], ""),
     ):
         compared = Compared.of(view_of([*cells, measured_cell(Cell(layout=DP4, mode="compiled"), 0.3)]))

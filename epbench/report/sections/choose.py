@@ -10,7 +10,7 @@ from epbench.report.quantities import peak_word
 from epbench.report.sections.model import INTERVALS, Chart, Section, Variant
 from epbench.report.selection import absent_note
 from epbench.report.tables import Table, Value
-from epbench.report.text import UNKNOWN, gib, interval, percent, speed_up
+from epbench.report.text import UNKNOWN, gib, interval, join, percent, speed_up
 from epbench.report.verdict import NOT_RUN
 
 __all__ = ["choose_section", "frontier_table"]
@@ -35,9 +35,10 @@ def choose_section(compared: Compared) -> Section:
 
 def _variant(compared: Compared, group: Group, choice: Choice, room: Room | None) -> Variant:
     ooms = [cell for cell in group.cells if cell.outcome == "oom"]
-    shown = {point.cell.cell for point in choice.points}
+    shown = {cell.cell for cell in (*ooms, *(point.cell for point in choice.points))}
     answer = answer_for(choice, room, room.free_bytes) if room else ""
-    note = " ".join(filter(None, (answer, absent_note(compared, group, shown))))
+    edge = f"Out of memory, at the right edge: {join([compared.naming.arm(cell) for cell in ooms])}." if ooms else ""
+    note = " ".join(filter(None, (answer, edge, absent_note(compared, group, shown))))
     figure = frontier_figure(compared, choice, ooms, room)
     return Variant(group.work, figure, frontier_table(compared, group, choice, room), note)
 
