@@ -64,7 +64,8 @@ def absent_note(compared: Compared, group: Group, shown: Collection[str]) -> str
         return ""
     if len(absent) > _NAMED:
         counts = Counter(cell.outcome or NOT_RUN for cell in absent)
-        return f"Not shown: {join([f'{count} {outcome}' for outcome, count in counts.items()])}, named in the table of all cells."
+        told = join([f"{count} {outcome}" for outcome, count in counts.items()])
+        return f"Not shown: {told}, named in the table of all cells."
     return f"Not shown: {join([f'{compared.naming.arm(cell)} ({cell.outcome or NOT_RUN})' for cell in absent])}."
 
 
