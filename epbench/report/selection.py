@@ -1,4 +1,4 @@
-"""Which cells stand in which chart, and in what order: rows of modes, of sizes, of all-to-all, of memory."""
+"""Which cells stand in which chart, in what order, and which are told to be absent."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
