@@ -1,4 +1,4 @@
-"""What all charts of a report share; each is plotly JSON, drawn by ``page.js`` when they come into view.
+"""What all charts of a report share; each is plotly JSON, drawn by ``script/charts.js`` when it comes into view.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; every pair of series also differs in
 shape or hatching. Titles and captions live in the page. Text and grid colours follow the page's theme and are
