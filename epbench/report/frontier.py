@@ -156,12 +156,19 @@ def _answer(compared: Compared, fitting: Sequence[Point], steps: Sequence[Sequen
         return f"the highest median is that of {told}; below {MIN_LAUNCHES} valid launches nothing is ranked."
     tied = [place for place in ranked if not steps[best][place].excludes(1.0) and place != best]
     if not tied:
-        return f"{told} is the fastest that fits."
+        return f"{told} is the fastest that fits{_unranked(fitting)}."
     least = fitting[min([best, *tied])]
     names = _some([fitting[place].name for place in [best, *tied]])
     return (
-        f"{names} are the fastest that fit and cannot be told apart; {_told(compared, least)} needs the least memory."
+        f"{names} are the fastest that fit and cannot be told apart; {_told(compared, least)} needs the least "
+        f"memory{_unranked(fitting)}."
     )
+
+
+def _unranked(fitting: Sequence[Point]) -> str:
+    """Who was not asked: cells with too few launches for an interval."""
+    names = [point.name for point in fitting if not point.tokens_per_s.known]
+    return f"; not ranked, below {MIN_LAUNCHES} valid launches: {_some(names)}" if names else ""
 
 
 def _told(compared: Compared, point: Point) -> str:

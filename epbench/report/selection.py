@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 from epbench.records import CellResult
-from epbench.report.comparison import Compared, Group, is_measured
+from epbench.report.comparison import Compared, Group, is_measured, throughput
 from epbench.report.quantities import peak_bytes
 from epbench.report.text import join
 from epbench.report.verdict import NOT_RUN
@@ -54,7 +54,7 @@ def _tokens(cell: CellResult) -> float:
 
 def weighed(compared: Compared, cells: Sequence[CellResult]) -> list[CellResult]:
     """Cells with both a peak of memory and a throughput."""
-    return [cell for cell in cells if peak_bytes(cell, compared) is not None and cell.tokens_per_s_per_rank is not None]
+    return [cell for cell in cells if peak_bytes(cell, compared) is not None and throughput(cell) is not None]
 
 
 def absent_note(compared: Compared, group: Group, shown: Collection[str]) -> str:

@@ -135,6 +135,19 @@ def test_two_launches_rank_nothing() -> None:
     assert answer_for(choice, ROOM, 0).endswith("below 3 valid launches nothing is ranked.")
 
 
+def test_a_cell_that_cannot_be_ranked_is_named_beside_the_fastest_that_can() -> None:
+    few, slow, fast = *cells_of([(40, 200, SURE)], launches=2), *cells_of([SLOW_SMALL, SLOW_SMALL, FAST_LARGE])[1:]
+    choice = choice_of(Compared.of(view_of([few, slow, fast])), [few, slow, fast])
+    sentence = answer_for(choice, ROOM, 0)
+    assert sentence.endswith("is the fastest that fits; not ranked, below 3 valid launches: dp4-ep4 eager.")
+
+
+def test_a_record_with_tokens_and_no_step_is_no_point() -> None:
+    cells = cells_of([SLOW_SMALL, FAST_LARGE])
+    broken = cells[0].model_copy(update={"step_s": None})
+    assert [point.cell for point in choice_of(Compared.of(view_of(cells)), [broken, cells[1]]).points] == [cells[1]]
+
+
 def test_a_tenth_is_kept_free_in_whole_steps_and_nothing_where_capacity_is_not_known() -> None:
     room = room_of(Compared.of(sample_view()))
     assert room == Room(141 * GIB, GIB) and room.free_bytes == 14 * GIB
