@@ -25,7 +25,6 @@ __all__ = [
     "SKY",
     "YELLOW",
     "Figure",
-    "bars",
     "filled",
     "finished",
     "hatched",
@@ -74,11 +73,6 @@ def interval_points(points: Sequence[tuple[int, Interval | None]], *, scale: flo
         "width": 5,
     }
     return {"x": [rounded(scale * found.value, 6) for _, found in known], "y": [at for at, _ in known], "error_x": bars}
-
-
-def bars(lengths: Sequence[float]) -> dict[str, Any]:
-    """Horizontal bars in rows 0, 1, 2, ...; one of no length is left out."""
-    return {"x": [length or None for length in lengths], "y": list(range(len(lengths))), "orientation": "h"}
 
 
 def filled(color: str, shape: str, size: int = 7) -> dict[str, Any]:
