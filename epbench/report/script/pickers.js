@@ -4,10 +4,17 @@ const pickers = (() => {
   const STATE = { work: "group", cell: "cell" };
   const of = (name) => all("select[data-picker]").filter((select) => select.dataset.picker === name);
 
-  function showVariant(figure, index) {
+  function showVariant(figure, select) {
+    const index = Math.max(select.selectedIndex, 0);
+    const chart = figure.querySelector(".chart");
+    const name = `${chart.dataset.label}, ${select.options[index].textContent}`;
     for (const part of all(".variant", figure)) part.hidden = Number(part.dataset.variant) !== index;
-    charts.choose(figure.querySelector(".chart"), index);
-    for (const details of all("details.packed", figure)) tables.choosePacked(details, index);
+    for (const details of all("details.packed", figure)) {
+      details.querySelector("summary").textContent = `Table: ${name}`;
+      tables.choosePacked(details, index);
+    }
+    chart.setAttribute("aria-label", name);
+    charts.choose(chart, index);
   }
 
   function pick(name, value) {
@@ -15,7 +22,7 @@ const pickers = (() => {
       const index = [...select.options].findIndex((option) => option.value === value);
       const figure = select.closest("figure");
       if (index >= 0) select.selectedIndex = index;
-      if (figure) showVariant(figure, Math.max(select.selectedIndex, 0));
+      if (figure) showVariant(figure, select);
     }
   }
 
