@@ -1,83 +1,401 @@
-"""The page in a headless Chromium, from file://: every chart draws, and nothing of a hostile name runs."""
+"""The page in a real headless Chromium, from file://: what it asks for, draws, remembers, prints, and refuses.
 
+One browser and one file for each page serve the whole module. ``make test`` skips this where there is no browser and
+says so; ``.ci/run`` installs one and fails if anything here was skipped (EPBENCH_REQUIRE_BROWSER=1).
+"""
+
+import csv
+import json
 import re
-import shutil
-import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from epbench.cells import Cell
+from epbench.records import RunView
 from epbench.report.build import build_html
-from tests.report.sample import DP4, DP4_EP4, HOSTILE, measured_cell, sample_view, view_of
+from epbench.report.comparison import Compared, speed_ratio
+from epbench.report.data import RunData
+from tests.report.browser import Opened, all_drawn, chromium, opened, require_browser, settled
+from tests.report.gallery import hostile_run
+from tests.report.sample import HOSTILE
+from tests.report.sample_data import many_cells, sample_data
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--virtual-time-budget=3000", "--enable-logging=stderr", "--dump-dom",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
-CLICK_STEP_TWICE = """<script>
-const heading = [...document.querySelectorAll("#cells-table th")].find((found) => found.textContent === "step, ms");
-heading.click();
-heading.click();
+pytestmark = pytest.mark.browser
+
+MEGABYTE = 10**6
+FIRST_CHART = "() => performance.getEntriesByName('first-chart').length"  # the page's own mark
+SHOUT = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+FOREIGN = "<script>window.foreign = 1</script><img src='http://127.0.0.1:9/a.png'><iframe src='http://127.0.0.1:9/'>"
+PAGES: dict[str, Callable[[], RunData]] = {
+    "sample": sample_data,
+    "hostile": lambda: hostile_run(SHOUT + HOSTILE),
+    "24 cells": lambda: many_cells(24),
+    "200 cells": lambda: many_cells(200),
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    require_browser()
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The file of one of PAGES, made when it is first asked for."""
+    directory = tmp_path_factory.mktemp("pages")
+
+    def path_of(name: str) -> Path:
+        path = directory / f"{name.replace(' ', '-')}.html"
+        if not path.exists():
+            path.write_text(build_html(PAGES[name]()), encoding="utf-8")
+        return path
+
+    return path_of
+
+
+@pytest.fixture
+def sample(browser: "Browser", page: Callable[[str], Path]) -> Iterator[Opened]:
+    with opened(browser, page("sample")) as found:
+        yield found
+
+
+# ---- what it asks for, and what it draws ----
+
+HOW_DRAWN = """charts => charts.map((chart) => {
+  const says = (what) => `${chart.closest("figure").id}: ${what}`;
+  if (chart.dataset.drawn !== "yes") return says(chart.textContent);
+  if (!chart.querySelector(".main-svg")) return says("nothing is drawn");
+  if (/NaN|undefined/.test(chart.textContent)) return says("a text that is none");
+  if (/ (?:d|x|y|points|transform)="[^"]*NaN/.test(chart.innerHTML)) return says("a place that is no number");
+  return null;
+}).filter(Boolean)"""
+
+
+def wrongly_drawn(found: Opened) -> Any:
+    return found.page.eval_on_selector_all(".chart", HOW_DRAWN)
+
+
+def options(found: Opened, picker: str) -> list[str]:
+    """The values of the longest of the pickers of this name; a page has one for each chart."""
+    every = "(all) => all.map((select) => [...select.options].map((one) => one.value))"
+    values: list[list[str]] = found.page.eval_on_selector_all(f"select[data-picker={picker}]", every)
+    return max(values, key=len)
+
+
+def pick(found: Opened, picker: str, value: str) -> None:
+    chosen = f"select[data-picker={picker}]:has(option[value='{value}'])"
+    found.page.locator(chosen).first.select_option(value)
+    settled(found)
+
+
+def test_opens_from_disk_with_every_variant_drawn_no_request_and_a_silent_console(sample: Opened) -> None:
+    all_drawn(sample)
+    wrong = {"at first": wrongly_drawn(sample)}
+    names = set(sample.page.eval_on_selector_all("select[data-picker]", "all => all.map((one) => one.dataset.picker)"))
+    assert {"work", "cell"} <= names
+    for name in names:
+        for value in options(sample, name):
+            pick(sample, name, value)
+            wrong[f"{name} {value}"] = wrongly_drawn(sample)
+    assert {where: found for where, found in wrong.items() if found} == {}
+    assert sample.console == []
+    assert [request for request in sample.requests if not request.startswith("file:")] == []
+    assert len(sample.requests) == 1
+
+
+WIDTH = "document.documentElement.scrollWidth"
+
+
+@pytest.mark.parametrize("name", ["sample", "24 cells"])
+def test_on_a_phone_nothing_is_wider_than_the_window(
+    browser: "Browser", page: Callable[[str], Path], name: str
+) -> None:
+    with opened(browser, page(name), width=390, height=844) as found:
+        found.page.wait_for_function(FIRST_CHART)
+        assert found.value(WIDTH) == 390
+
+
+def test_nothing_of_a_hostile_name_runs_or_widens_the_page(browser: "Browser", page: Callable[[str], Path]) -> None:
+    with opened(browser, page("hostile"), width=390) as found:
+        all_drawn(found)
+        assert wrongly_drawn(found) == []
+        assert found.value(WIDTH) == 390
+        assert found.page.title().startswith("<script>document.title=")
+        assert found.value("window.hostile === undefined && !document.querySelector('body img, svg script')")
+        assert found.console == []
+        assert len(found.requests) == 1
+
+
+def test_the_policy_refuses_what_is_not_the_page_s_own(
+    browser: "Browser", page: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "foreign.html"
+    path.write_text(page("sample").read_text(encoding="utf-8") + FOREIGN, encoding="utf-8")
+    with opened(browser, path) as found:
+        found.page.wait_for_function(FIRST_CHART)
+        assert found.value("window.foreign") is None
+        refused = [re.search(r"(script-src|img-src|frame-src|default-src)", line) for line in found.console]
+        assert len([line for line in refused if line]) >= 3, found.console
+
+
+# ---- the table of cells ----
+
+
+SEEN_CELLS = "#cells-table tbody:not([hidden]) td"
+
+
+def column(found: Opened, key: str) -> list[str]:
+    """The texts of a column, of the rows that are seen."""
+    texts: list[str] = found.page.eval_on_selector_all(
+        f"{SEEN_CELLS}.{key}", "(all) => all.map((one) => one.textContent)"
+    )
+    return texts
+
+
+def steps(found: Opened) -> list[float | None]:
+    texts = (re.match(r"[\d.,]+", text) for text in column(found, "step"))
+    return [float(text[0].replace(",", "")) if text else None for text in texts]
+
+
+@pytest.mark.parametrize("clicks", [1, 2])
+def test_a_heading_sorts_and_rows_without_a_number_stay_last(sample: Opened, clicks: int) -> None:
+    before = steps(sample)
+    for _ in range(clicks):
+        sample.page.locator("#cells-table th.step").click()
+    numbers = sorted((step for step in before if step is not None), reverse=clicks == 2)
+    assert 0 < len(numbers) < len(before)
+    assert before != steps(sample) == [*numbers, *[None] * (len(before) - len(numbers))]
+
+
+def test_a_row_opens_to_its_configuration_command_and_files(sample: Opened) -> None:
+    first = sample.page.locator("#cells-table tbody").first
+    first.locator("summary").click()
+    assert {"command", "model"} <= set(first.locator("dt").all_text_contents())
+    assert first.locator("dl").is_visible()
+
+
+def test_words_filter_rows_and_the_count_says_how_many(sample: Opened) -> None:
+    every = column(sample, "layout")
+    sample.page.locator("#filter-text").fill("dp4-ep4 COMPILED")
+    wanted = [name for name in every if "dp4-ep4" in name]
+    seen = column(sample, "layout")
+    assert 0 < len(seen) < len(wanted)
+    assert set(seen) == {"dp4-ep4"}
+    assert set(column(sample, "mode")) == {"compiled"}
+    assert sample.page.locator("#filter-count").text_content() == f"{len(seen)} of {len(every)} cells"
+    sample.page.locator("#filter-clear").click()
+    assert column(sample, "layout") == every
+
+
+def test_pressed_values_filter_too(sample: Opened) -> None:
+    sample.page.locator("#filter-toggles button", has_text="oom").click()
+    assert set(column(sample, "outcome")) == {"oom"}
+
+
+def test_speeds_are_against_the_reference_that_is_picked(sample: Opened) -> None:
+    compared = Compared.of(sample_data())
+    group = next(group for group in compared.groups if len(group.measured) > 2)
+    other, cell = (one for one in group.measured[-2:])
+    select = sample.page.locator(f"select[data-reference]:has(option[value='{other.cell}'])")
+    before = column(sample, "speed")
+    select.select_option(other.cell)
+    sample.page.wait_for_function(
+        "(name) => document.getElementById('references').textContent.includes(name)", arg=compared.naming.arm(other)
+    )
+    speed = sample.page.locator(f"#cells-table tbody[data-cell='{cell.cell}'] td.speed")
+    ratio = speed_ratio(cell, other)
+    assert ratio is not None
+    assert float(speed.get_attribute("data-sort") or "nan") == pytest.approx(ratio.value, rel=1e-6)
+    assert column(sample, "speed") != before
+
+
+# ---- pickers, address, keyboard ----
+
+SEEN = """() => ({
+  picks: [...document.querySelectorAll("select[data-picker]")].map((one) => one.value),
+  references: [...document.querySelectorAll("select[data-reference]")].map((one) => one.value),
+  rows: [...document.querySelectorAll("#cells-table tbody")].map((one) => `${one.dataset.cell} ${one.hidden}`),
+  theme: document.documentElement.dataset.theme ?? null,
+  notes: [...document.querySelectorAll("figcaption .variant:not([hidden])")].map((one) => one.textContent),
+})"""
+
+
+@pytest.mark.parametrize("picker", ["work", "cell"])
+def test_one_picker_changes_all_charts_of_its_kind(sample: Opened, picker: str) -> None:
+    value = options(sample, picker)[1]
+    pick(sample, picker, value)
+    script = """([name, value]) => [...document.querySelectorAll(`select[data-picker=${name}]`)]
+      .filter((one) => [...one.options].some((option) => option.value === value)).map((one) => one.value)"""
+    values = sample.value(script, [picker, value])
+    assert len(values) >= 3
+    assert set(values) == {value}
+
+
+def test_the_address_shows_again_what_was_set(sample: Opened, browser: "Browser", page: Callable[[str], Path]) -> None:
+    with opened(browser, page("sample")) as other:
+        untouched = other.value(SEEN)
+    sample.page.locator("#cells-table th.step").click()
+    sample.page.locator("#filter-text").fill("dp4")
+    sample.page.wait_for_url("**filter=dp4**")
+    sample.page.locator("#theme").click()
+    pick(sample, "cell", options(sample, "cell")[2])
+    pick(sample, "work", options(sample, "work")[1])
+    reference = sample.page.locator("select[data-reference]").first
+    reference.select_option(index=2)
+    fragment = "#" + sample.page.url.partition("#")[2]
+    with opened(browser, page("sample"), fragment) as again:
+        settled(again)
+        assert again.value(SEEN) == sample.value(SEEN)
+        changed = [key for key, value in again.value(SEEN).items() if value != untouched[key]]
+    assert set(changed) >= {"picks", "references", "rows", "theme"}
+
+
+def test_a_finding_leads_to_its_chart_and_back(sample: Opened) -> None:
+    link = sample.page.locator(".findings a").last
+    place = link.get_attribute("href") or ""
+    link.click()
+    assert sample.page.url.endswith(place)
+    assert sample.value("document.activeElement.id") == place[1:]
+    sample.page.wait_for_function(
+        f"() => Math.abs(document.querySelector('{place}').getBoundingClientRect().top) < 300"
+    )
+    sample.page.go_back()
+    assert place not in sample.page.url
+
+
+def test_keys_alone_sort_and_pick_and_the_focus_is_seen(sample: Opened) -> None:
+    sample.page.locator("#filter-text").focus()
+    for _ in range(60):
+        sample.page.keyboard.press("Tab")
+        if sample.value("document.activeElement.matches('#cells-table th')"):
+            break
+    sample.page.keyboard.press("Enter")
+    assert sample.value("document.activeElement.getAttribute('aria-sort')") == "ascending"
+    assert sample.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    before = sample.value(SEEN)["picks"]
+    sample.page.locator("figure select[data-picker]").first.focus()
+    sample.page.keyboard.press("ArrowDown")
+    settled(sample)
+    assert sample.value(SEEN)["picks"] != before
+
+
+# ---- themes, paper, no script, downloads ----
+
+INK = "() => getComputedStyle(document.querySelector('.chart .main-svg text')).fill"
+PAPER = "() => getComputedStyle(document.body).backgroundColor"
+
+
+def test_charts_take_the_colours_of_the_theme(sample: Opened) -> None:
+    sample.page.wait_for_function("() => document.querySelector('.chart .main-svg text')")
+    light, paper = sample.value(INK), sample.value(PAPER)
+    sample.page.emulate_media(color_scheme="dark")
+    sample.page.wait_for_function(f"(light) => ({INK})() !== light", arg=light)
+    assert sample.value(PAPER) != paper
+    sample.page.locator("#theme").click()
+    sample.page.wait_for_function(f"(light) => ({INK})() === light", arg=light)
+    assert sample.value(PAPER) == paper
+
+
+def test_paper_has_every_page_and_no_buttons(sample: Opened) -> None:
+    printed = sample.page.pdf()
+    assert printed.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", printed)) > 3
+    sample.page.emulate_media(media="print")
+    seen = sample.page.eval_on_selector_all("button, select, nav", "all => all.filter((one) => one.checkVisibility())")
+    assert seen == []
+    assert sample.page.locator("#verdict").is_visible()
+
+
+def test_without_script_verdict_and_tables_are_there(browser: "Browser", page: Callable[[str], Path]) -> None:
+    with opened(browser, page("sample"), java_script_enabled=False) as found:
+        assert "is fastest" in (found.page.locator("p.verdict").first.text_content() or "")
+        assert found.page.locator("p.verdict").first.is_visible()
+        assert found.page.locator("#cells-table tbody tr:first-child").count() == len(sample_data().view.cells)
+        assert found.page.locator("#cells-table").is_visible()
+        assert [one for one in found.page.locator(".scripted").all() if one.is_visible()] == []
+        hidden = [
+            one for one in found.page.locator("figure details.numbers:not(.scripted)").all() if not one.is_visible()
+        ]
+        assert hidden == []
+
+
+def test_the_data_come_out_of_the_page(sample: Opened, tmp_path: Path) -> None:
+    saved = {}
+    for button in sample.page.locator("button[data-download]").all():
+        with sample.page.expect_download() as download:
+            button.click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        saved[path.suffix] = path.read_text(encoding="utf-8")
+    assert RunView.model_validate(json.loads(saved[".json"])) == sample_data().view
+    assert saved.keys() == {".json", ".csv"}
+    assert len(list(csv.reader(saved[".csv"].splitlines()))) > 1
+
+
+# ---- how large, how fast ----
+
+
+ALONE = """<!doctype html><meta charset="utf-8"><div id="chart"></div><script>{library}</script><script>
+Plotly.newPlot("chart", [{{ x: [1, 2], y: [3, 4] }}]).then(() => performance.mark("first-chart"));
 </script>"""
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-]
+
+@pytest.fixture(scope="module")
+def library_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The least that any page with such a chart takes: plotly, unpacked, and one line."""
+    from plotly.offline import get_plotlyjs
+
+    path = tmp_path_factory.mktemp("alone") / "alone.html"
+    path.write_text(ALONE.format(library=get_plotlyjs()), encoding="utf-8")
+    return path
 
 
-def dom(html: str, directory: Path, *, size: str) -> tuple[str, str]:
-    """The page after its scripts ran (the window is high enough to see every chart), and the console's lines."""
-    assert CHROMIUM is not None
-    page = directory / "report.html"
-    page.write_text(html, encoding="utf-8")
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={directory / 'profile'}", f"--window-size={size}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=True)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+def first_chart_s(browser: "Browser", path: Path) -> float:
+    """From the begin of navigation to the first chart, as the page itself sees it."""
+    with opened(browser, path) as found:
+        found.page.wait_for_function(FIRST_CHART)
+        return float(found.value("performance.getEntriesByName('first-chart')[0].startTime")) / 1000
 
 
-def drawn(html: str) -> list[str]:
-    return re.findall(r'data-drawn="(\w+)"', html)
+@pytest.mark.parametrize(("name", "megabytes", "limit_s"), [("24 cells", 3, 2.0), ("200 cells", 10, 4.0)])
+def test_the_first_chart_is_soon_there(
+    browser: "Browser", page: Callable[[str], Path], library_alone: Path, name: str, megabytes: int, limit_s: float
+) -> None:
+    """Once in three; where others have the cores and plotly alone takes long, half the limit on top of that."""
+    assert page(name).stat().st_size <= megabytes * MEGABYTE
+    took_s = []
+
+    def is_soon() -> bool:
+        took_s.append(first_chart_s(browser, page(name)))
+        return took_s[-1] <= limit_s or took_s[-1] <= first_chart_s(browser, library_alone) + limit_s / 2
+
+    assert any(is_soon() for _ in range(3)), took_s
 
 
-def test_every_chart_draws_and_the_console_stays_silent(tmp_path: Path) -> None:
-    html, console = dom(build_html(sample_view()), tmp_path, size="1200,4500")
-    assert drawn(html) == ["yes"] * 5
-    assert html.count('class="main-svg"') >= 5
-    assert "The chart needs JavaScript" not in html.partition('<script type="application/json"')[0]
-    assert console == ""
-
-
-def test_nothing_of_a_hostile_name_runs_on_a_phone(tmp_path: Path) -> None:
-    shout = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-    name = shout + HOSTILE
-    cells = [
-        measured_cell(Cell(layout=DP4_EP4), 0.3, layout=name, device="cpu"),
-        measured_cell(Cell(layout=DP4), 0.4, routing=name, device="cpu"),
-    ]
-    html, console = dom(build_html(view_of(cells, name=name, device="cpu")), tmp_path, size="390,6000")
-    assert set(drawn(html)) == {"yes"}
-    title = re.search(r"<title>(.*?)</title>", html, re.DOTALL)
-    assert title is not None and title[1].endswith("· epbench") and "&lt;script&gt;" in title[1]
-    assert "<img" not in html
-    assert console == ""
-
-
-def test_the_policy_refuses_a_script_that_is_not_the_page_s_own(tmp_path: Path) -> None:
-    html, console = dom(build_html(sample_view()) + CLICK_STEP_TWICE, tmp_path, size="1200,600")
-    assert not re.search(r"<th [^>]*aria-sort=", html)
-    assert "Content Security Policy" in console
-
-
-def test_a_click_on_a_heading_sorts_and_rows_without_a_number_stay_last(tmp_path: Path) -> None:
-    page = re.sub(r"<meta http-equiv=[^>]*>", "", build_html(sample_view()), count=1)
-    html, _ = dom(page + CLICK_STEP_TWICE, tmp_path, size="1200,600")
-    table = html[html.index('id="cells-table"') : html.index("</table>")]
-    steps = re.findall(r'<td class="number step"(?: data-sort="([^"]+)")?>', table)
-    numbers = [float(step) for step in steps if step]
-    assert numbers == sorted(numbers, reverse=True)
-    assert len(numbers) == 11
-    assert steps[11:] == [""] * 5
+def test_200_cells_sort_and_filter_at_once(browser: "Browser", page: Callable[[str], Path]) -> None:
+    act = """(act) => {
+      const start = performance.now();
+      act();
+      document.body.offsetHeight;  // what changed is laid out too
+      return performance.now() - start;
+    }"""
+    sort = f"() => ({act})(() => document.querySelector('#cells-table th.step').click())"
+    search = f"""() => ({act})(() => {{
+      const field = document.getElementById("filter-text");
+      field.value = "dp4-ep4";
+      field.dispatchEvent(new Event("input"));
+    }})"""
+    with opened(browser, page("200 cells")) as found:
+        found.page.wait_for_function(FIRST_CHART)
+        sorted_ms = min(found.value(sort) for _ in range(3))
+        numbers = steps(found)
+        assert len(numbers) == 200 and numbers == sorted(numbers)  # type: ignore[type-var]
+        filtered_ms = found.value(search)
+        assert 0 < len(column(found, "layout")) < 200
+    assert max(sorted_ms, filtered_ms) <= 1000, "a second for a click, on cores that others use too"
