@@ -1,5 +1,6 @@
 # make quick   set up, measure the quick scenario on whatever this machine has, print the report's path
 # make test    set up, run all tests, two files at a time, the dearest first (tests/conftest.py)
+#              (those of the report's page where a chromium is in PATH; EPBENCH_REQUIRE_BROWSER=1: fail without one)
 # make lint    set up, check format, lint, types and the layers between packages
 #
 # PYTHON=... chooses the interpreter that .venv is made with; pip's own settings choose where packages come from.
