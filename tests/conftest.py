@@ -9,15 +9,19 @@ from epbench.runner.server import launch_variables
 # Minutes each on two cores: begun first, so that none is left for one core at the end (make test).
 DEAREST = (
     "tests/parallel/test_parity.py",
-    "tests/runner/test_faults.py",
-    "tests/runner/test_run.py",
-    "tests/parallel/test_checkpointing.py",
     "tests/parallel/test_unequal_work.py",
-    "tests/stacks/test_transformers_stack.py",
+    "tests/parallel/test_checkpointing.py",
+    "tests/report/test_browser.py",
     "tests/parallel/test_compilation.py",
-    "tests/runner/test_launches.py",
+    "tests/runner/test_faults.py",
+    "tests/stacks/test_transformers_stack.py",
+    "tests/runner/test_interrupts.py",
+    "tests/parallel/test_communication.py",
+    "tests/parallel/test_nested.py",
     "tests/parallel/test_own_dtype.py",
     "tests/stacks/test_seam.py",
+    "tests/runner/test_run.py",
+    "tests/runner/test_launches.py",
 )
 
 
