@@ -78,7 +78,7 @@ def test_terminal_and_page_show_the_same_table() -> None:
         assert any(all(value.text in line for value in row) for line in shown.splitlines())
     assert max(map(len, shown.splitlines()[:8])) <= 120
     without = sample_view()
-    assert "different routings" not in render_cells(without) and 'Routings side by side' not in build_html(without)
+    assert "different routings" not in render_cells(without) and "Routings side by side" not in build_html(without)
 
 
 def test_a_hostile_routing_is_text() -> None:
