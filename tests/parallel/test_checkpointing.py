@@ -164,10 +164,10 @@ def test_memory_does_not_grow_over_fifty_steps() -> None:
 
 def _peaks() -> list[int]:
     """Bytes that a step adds at its worst, for the kinds in turn."""
-    model = ModelSpec(num_layers=8, hidden_size=64, moe_intermediate_size=64, vocab_size=64)
+    model = ModelSpec(num_layers=4, hidden_size=64, moe_intermediate_size=64, vocab_size=64)
     peaks = []
     for kind in KINDS:
-        cell = _cell(Layout(dp_shard=2, ep=2), kind, model=model, seq_len=512)
+        cell = _cell(Layout(dp_shard=2, ep=2), kind, model=model, seq_len=256)
         step, world = _built(cell)
         activations = memory_pass(step, batches(cell, 1, CPU)[0], world).memory.memory_bytes.activations
         assert activations is not None, "the profiler sees a CPU's allocations"
