@@ -238,6 +238,9 @@ def test_latency_and_bandwidth_have_a_panel_a_way_a_fit_and_the_sizes_of_the_run
         chart = found[key]
         assert (chart.picker, [variant.label for variant in chart.variants]) == ("groups", labels)
         drawn = traces(chart.variants[0].figure)
+        layout = json.loads(chart.variants[0].figure.json)["layout"]
+        axes = [key for key in layout if key.startswith("xaxis")]
+        assert len(axes) == len(WAYS) + 1 and {layout[key]["type"] for key in axes} == {"log"}
         medians = [trace for trace in drawn if trace.get("mode") == "lines+markers"]
         fits = [trace for trace in drawn if trace["name"].startswith("fit") and trace["x"] != [None]]
         assert len(medians) == len(fits) == len(OPS) * len(WAYS)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from epbench.analysis.statistics import Interval
+from epbench.report.figures.draft import Draft
 from epbench.report.text import clean
 
 __all__ = [
@@ -101,7 +102,7 @@ def mode_marker(mode: str) -> dict[str, Any]:
     return {"color": color, "symbol": symbol, "size": 11, "line": {"width": 2, "color": color}}
 
 
-def name_rows(figure: Any, names: Sequence[str]) -> None:
+def name_rows(figure: Draft, names: Sequence[str]) -> None:
     """Rows from top to bottom at 0, 1, 2, ... with their names."""
     figure.update_yaxes(
         tickmode="array",
@@ -123,15 +124,11 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else float(f"{value:.{digits}g}")
 
 
-def finished(figure: Any, *, rows: int, label: str, row_px: int = _ROW_PX) -> Figure:
-    """The figure with what all charts share; ``rows`` give the height, row names the least width.
-
-    Set in the plain dictionary: plotly's own updates check every setting again, which took most of a report's time.
-    """
+def finished(figure: Draft, *, rows: int, label: str, row_px: int = _ROW_PX) -> Figure:
+    """The figure with what all charts share; ``rows`` give the height, row names the least width."""
     from plotly.io.json import to_json_plotly
 
-    figure.layout.template = None  # the default one is large, and copied
-    made = figure.to_dict()
+    made = figure.made()
     height = 130 + row_px * rows
     made["layout"] = layout = _framed(made["layout"], height)
     names = layout["yaxis"].get("ticktext") or ("",)

@@ -17,6 +17,7 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.draft import Draft
 from epbench.report.runs import Change, Word
 
 __all__ = ["change_figure", "history_figure"]
@@ -32,9 +33,7 @@ _LOOKS: tuple[tuple[Word, str, str], ...] = (
 
 def change_figure(changes: Sequence[Change]) -> Figure:
     """Difference of tokens/s in per cent, a row for each change in the order given; bars are 95 % intervals."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     for word, color, symbol in _LOOKS:
         points = [(at, _percent(change.speed)) for at, change in enumerate(changes) if change.word == word]
         if points:
@@ -58,11 +57,9 @@ def _percent(speed: Interval | None) -> Interval | None:
 
 def history_figure(change: Change, *, runs: Sequence[str], marks: Sequence[str]) -> Figure:
     """Step of one cell over ``runs``; ``marks`` say of each run in what it differs from the one before it."""
-    import plotly.graph_objects as go
-
     steps = [None if cell is None else step_interval(cell) for cell in change.cells]
     points = [(at, step) for at, step in enumerate(steps) if step is not None]
-    figure = go.Figure()
+    figure = Draft()
     figure.add_scatter(
         x=[at for at, _ in points],
         y=[rounded(1e3 * step.value) for _, step in points],
@@ -77,8 +74,10 @@ def history_figure(change: Change, *, runs: Sequence[str], marks: Sequence[str])
             figure.add_vline(x=at - 0.5, line={"color": ORANGE, "dash": "dash", "width": 2})
             place = {"x": at - 0.5, "y": 1.0, "yref": "paper", "yanchor": "top", "showarrow": False}
             figure.add_annotation(text=safe(mark), **place)
-    ticks = {"tickvals": list(range(len(runs))), "ticktext": [safe(name) for name in runs]}
-    figure.update_xaxes(tickmode="array", **ticks, range=[-0.7, len(runs) - 0.3])
+    names = [safe(name) for name in runs]
+    figure.update_xaxes(
+        tickmode="array", tickvals=list(range(len(runs))), ticktext=names, range=[-0.7, len(runs) - 0.3]
+    )
     figure.update_yaxes(title_text="step, ms", domain=[0.0, 0.92 if any(marks) else 1.0])
     figure.update_xaxes(title_text="run")
     drawn = finished(figure, rows=8, label="Step over the runs")

@@ -11,6 +11,7 @@ from typing import Any
 from epbench.records import CellResult
 from epbench.report.comparison import Compared
 from epbench.report.figures.base import GREEN, GREY, MODES, ORANGE, Figure, finished, rounded, safe
+from epbench.report.figures.draft import Draft
 from epbench.report.frontier import Choice, Point, Room, Standing
 from epbench.report.placement import Axes, Box, label_places, text_box
 from epbench.report.quantities import peak_word
@@ -33,11 +34,9 @@ _FAR = 1.5  # a capacity further than this many times the spread of the peaks is
 
 def frontier_figure(compared: Compared, choice: Choice, ooms: Sequence[CellResult], room: Room | None) -> Figure:
     """Every point with its interval, the line of the best at each limit, and cells out of memory at the right edge."""
-    import plotly.graph_objects as go
-
     axes = _axes(choice.points, bool(ooms), room)
     marks = _out_of_memory(compared, ooms, axes)
-    figure = go.Figure()
+    figure = Draft()
     figure.add_scatter(**_line(choice), mode="lines", line={"color": GREY, "shape": "hv", "width": 2})
     figure.add_scatter(**_points(compared, choice, axes, marks["boxes"]))
     if ooms:
@@ -47,7 +46,7 @@ def frontier_figure(compared: Compared, choice: Choice, ooms: Sequence[CellResul
     _add_limit(figure, room, axes)
     figure.update_xaxes(title_text=f"peak GiB {peak_word(compared)}, worst rank", range=_ends(axes.x))
     figure.update_yaxes(title_text=f"tokens/s/{compared.rank_word}", tickformat=",", range=_ends(axes.y))
-    figure.update_layout(meta=_meta(choice, room, axes), legend_itemclick=False, legend_itemdoubleclick=False)
+    figure.update_layout(**_meta(choice, room, axes), legend_itemclick=False, legend_itemdoubleclick=False)
     made = finished(figure, rows=10, label="Throughput over peak memory of each cell")
     return replace(made, min_width=_MIN_WIDTH)
 
@@ -235,7 +234,7 @@ def _legend(choice: Choice, ooms: Sequence[CellResult]) -> Iterator[dict[str, An
         yield nothing | {"mode": "markers", "name": "out of memory", "marker": marker}
 
 
-def _add_limit(figure: Any, room: Room | None, axes: Axes) -> None:
+def _add_limit(figure: Draft, room: Room | None, axes: Axes) -> None:
     """The shaded memory that stays free, up to the capacity; both lie at the edge if they are further away."""
     if room is None:
         return
@@ -243,7 +242,7 @@ def _add_limit(figure: Any, room: Room | None, axes: Axes) -> None:
     capacity, limit = (min(edge, size / _GIB) for size in (room.capacity_bytes, room.capacity_bytes - room.free_bytes))
     upright: dict[str, Any] = {"yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
     figure.add_shape(
-        type="rect", x0=_cut(limit), x1=_cut(capacity), fillcolor=ORANGE, opacity=0.12, line_width=0, **upright
+        type="rect", x0=_cut(limit), x1=_cut(capacity), fillcolor=ORANGE, opacity=0.12, line={"width": 0}, **upright
     )
     figure.add_shape(
         type="line",
@@ -265,10 +264,10 @@ def _add_limit(figure: Any, room: Room | None, axes: Axes) -> None:
     )
 
 
-def _meta(choice: Choice, room: Room | None, axes: Axes) -> dict[str, Any] | None:
+def _meta(choice: Choice, room: Room | None, axes: Axes) -> dict[str, Any]:
     if room is None:
-        return None
-    return {
+        return {}
+    meta = {
         "kind": "frontier",
         "capacity_gib": room.capacity_bytes / _GIB,
         "capacity": gib(room.capacity_bytes),
@@ -277,3 +276,4 @@ def _meta(choice: Choice, room: Room | None, axes: Axes) -> dict[str, Any] | Non
         "reach_gib": _ends(axes.x),
         "answers": [[_cut(answer.from_bytes / _GIB), answer.text] for answer in choice.answers],
     }
+    return {"meta": meta}

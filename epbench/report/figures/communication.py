@@ -24,6 +24,7 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.draft import Draft
 from epbench.report.figures.units import Unit
 
 __all__ = [
@@ -117,10 +118,8 @@ def collectives_figure(compared: Compared, cells: Sequence[CellResult], looks: L
 
     The name of a cell stands in a row of its own above its phases, so that long names leave the bars their width.
     """
-    import plotly.graph_objects as go
-
     rows = [row for cell in cells for row in _rows_of(cell)]
-    figure = go.Figure()
+    figure = Draft()
     for name, look in looks.all():
         transfers = [_ms(_calls(row, name, looks), lambda one: one.transfer_s) for row in rows]
         if any(transfers):
@@ -218,9 +217,7 @@ def _headings(places: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
 
 def beside_alone_figure(rows: Sequence[CollectiveRow]) -> Figure:
     """Microseconds of one call in the step and of the same bytes alone, on one line; the bar ends at the step's p95."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     in_step = [rounded(1e6 * row.p50_s) or 0.0 for row in rows]
     alone = [rounded(1e6 * (row.isolated_s or 0.0)) or 0.0 for row in rows]
     figure.add_scatter(**joining_lines(list(zip(alone, in_step, strict=True))))
@@ -238,10 +235,8 @@ def beside_alone_figure(rows: Sequence[CollectiveRow]) -> Figure:
 
 def axis_bytes_figure(rows: Sequence[tuple[str, dict[str, float]]], looks: Looks) -> Figure:
     """Bytes a step and rank that each layout passes to collectives over each mesh axis."""
-    import plotly.graph_objects as go
-
     unit = Unit.of(max(sum(sizes.values()) for _, sizes in rows))
-    figure = go.Figure()
+    figure = Draft()
     for name, look in looks.all():
         totals = [sum(size for axis, size in sizes.items() if looks.name(axis) == name) for _, sizes in rows]
         if any(totals):

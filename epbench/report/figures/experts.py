@@ -19,6 +19,7 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.draft import Draft
 
 __all__ = ["color_span", "imbalance_figure", "load_figure"]
 
@@ -44,12 +45,10 @@ def color_span(copies: ExpertCopies) -> int:
 
 def load_figure(copies: ExpertCopies) -> Figure:
     """Base-2 logarithm of load over fair share: a row a MoE layer, a column an expert, lines between ep ranks."""
-    import plotly.graph_objects as go
-
     logs = _logs(copies)
     row_px = min(_MOST_PX, max(_LEAST_PX, _HEIGHT_PX // len(logs)))
     rows = len(logs) + math.ceil(_SCALE_PX / row_px)
-    figure = go.Figure()
+    figure = Draft()
     figure.add_heatmap(**_shares(copies, logs))
     if any(value is None for row in logs for value in row):
         figure.add_heatmap(**_unused(copies, logs))
@@ -120,7 +119,7 @@ def _unused(copies: ExpertCopies, logs: list[list[float | None]]) -> dict[str, A
     }
 
 
-def _rank_columns(figure: Any, copies: ExpertCopies) -> None:
+def _rank_columns(figure: Draft, copies: ExpertCopies) -> None:
     """Lines between the blocks of experts that ep ranks hold, with the ranks' numbers below."""
     experts, ranks = len(copies.experts[0]), len(copies.ranks[0])
     if ranks < 2 or experts % ranks:
@@ -152,9 +151,7 @@ def _between(x: float) -> dict[str, Any]:
 
 def imbalance_figure(curves: Sequence[Curve], loads: Mapping[str, float], *, load_title: str, rank_word: str) -> Figure:
     """Throughput over load imbalance, a curve for each layout and mode; ``loads`` has the imbalance by cell id."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     layouts = list(dict.fromkeys(layout for layout, _, _ in curves))
     for layout, mode, cells in curves:
         known = sorted((cell for cell in cells if cell.cell in loads), key=lambda cell: loads[cell.cell])

@@ -22,6 +22,7 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.draft import Draft
 from epbench.report.figures.units import Unit
 
 __all__ = [
@@ -77,9 +78,7 @@ class PeakRow:
 
 def parts_figure(rows: Sequence[PeakRow], unit: Unit, *, capacity: int | None) -> Figure:
     """The worst rank's memory at its peak, by what it holds; the capacity as a line where it is near."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     for name in (*_LOOKS, UNUSED):
         lengths = [(at, row.bar(name)) for at, row in enumerate(rows) if row.bar(name) > 0.001 * row.total]
         if lengths:
@@ -99,14 +98,14 @@ def parts_figure(rows: Sequence[PeakRow], unit: Unit, *, capacity: int | None) -
     return finished(figure, rows=len(rows) + 1, row_px=26, label="Memory at the peak by what it holds")
 
 
-def _capacity_line(figure: Any, unit: Unit, capacity: int, *, is_vertical: bool) -> None:
+def _capacity_line(figure: Draft, unit: Unit, capacity: int, *, is_vertical: bool) -> None:
     """The device's memory."""
     style: dict[str, Any] = {"line": {"color": ORANGE, "dash": "dash", "width": 2}}
     at, text = unit.of_bytes(capacity), f"capacity {capacity / unit.bytes:.4g} {unit.name}"
     if is_vertical:
-        figure.add_vline(x=at, **style, annotation_text=text, annotation_position="top left")
+        figure.add_vline(x=at, **style, text=text)
     else:
-        figure.add_hline(y=at, **style, annotation_text=text, annotation_position="bottom left")
+        figure.add_hline(y=at, **style, text=text)
 
 
 # ---------------------------------------------------------------- timeline
@@ -142,11 +141,9 @@ def thinned(timeline: MemoryTimeline, times: int = _TIMES) -> Envelope:
 
 def timeline_figure(timeline: MemoryTimeline, unit: Unit, *, phase: str | None, capacity: int | None) -> Figure:
     """Lowest and highest allocated memory over one step, the backward shaded, the peak marked with its phase."""
-    import plotly.graph_objects as go
-
     found = thinned(timeline)
     top = 1.12 * max(found.high)
-    figure = go.Figure()
+    figure = Draft()
     if timeline.backward_s:
         figure.add_scatter(**_shaded(timeline, unit.of_bytes(top)))
     times = [rounded(1e3 * time_s) for time_s in (*found.time_s, found.step_s)]
@@ -215,9 +212,7 @@ def _peak(found: Envelope, unit: Unit, phase: str | None) -> dict[str, Any]:
 
 def predicted_figure(rows: Sequence[tuple[str, int, int]], unit: Unit) -> Figure:
     """Of each (name, predicted, measured) both peaks on one line."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     hollow = {"color": BLUE, "symbol": "circle-open", "size": 11, "line": {"width": 2, "color": BLUE}}
     full = {"color": ORANGE, "symbol": "diamond", "size": 11}
     places = list(range(len(rows)))

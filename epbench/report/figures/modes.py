@@ -19,6 +19,7 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.draft import Draft
 
 __all__ = ["break_even_figure", "speed_up_figure", "steps_figure"]
 
@@ -27,9 +28,7 @@ _FAR_APART = 30
 
 def steps_figure(rows: Sequence[tuple[str, Sequence[CellResult]]]) -> Figure:
     """Step time of every cell, eager and compiled of one layout on one line; bars are 95 % intervals."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     figure.add_scatter(
         **_lines(rows), mode="lines", line={"color": GREY, "width": 3}, hoverinfo="skip", showlegend=False
     )
@@ -58,9 +57,7 @@ def _lines(rows: Sequence[tuple[str, Sequence[CellResult]]]) -> dict[str, list[f
 
 def speed_up_figure(pairs: Sequence[Pair]) -> Figure:
     """Compiled over eager in speed, with the 95 % interval of the ratio."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     figure.add_scatter(
         **interval_points([(at, pair.speed) for at, pair in enumerate(pairs)], scale=1.0),
         mode="markers",
@@ -76,9 +73,7 @@ def speed_up_figure(pairs: Sequence[Pair]) -> Figure:
 
 def break_even_figure(rows: Sequence[tuple[str, BreakEven, BreakEven]]) -> Figure:
     """Steps until compiling has paid, from the compile time of the first launch and of the median one."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     series = (
         ("first launch", ORANGE, "diamond", -0.14, [first for _, first, _ in rows]),
         ("median launch", BLUE, "circle", 0.14, [median for _, _, median in rows]),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, throughput
 from epbench.report.figures.base import GREY, SERIES, Figure, finished, interval_points, name_rows, safe
+from epbench.report.figures.draft import Draft
 
 __all__ = ["sizes_figure"]
 
@@ -14,10 +15,8 @@ _SIZE_PX = 11
 
 def sizes_figure(compared: Compared, rows: Sequence[tuple[str, Sequence[CellResult]]]) -> Figure:
     """Throughput of each model size in rows of layouts and modes; bars are 95 % intervals."""
-    import plotly.graph_objects as go
-
     sizes = sizes_of(compared, rows)
-    figure = go.Figure()
+    figure = Draft()
     for index, size in enumerate(sizes):
         color, symbol = SERIES[index % len(SERIES)]
         points = interval_points(

@@ -21,6 +21,7 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.draft import Draft
 from epbench.report.step_parts import PARTS
 
 __all__ = ["device_work_figure", "kernels_figure", "parts_figure"]
@@ -38,9 +39,7 @@ def parts_figure(
     rows: Sequence[tuple[str, Breakdown]], *, label: str, timed: Sequence[Interval | None] | None = None
 ) -> Figure:
     """One bar a row of its exclusive parts in ms; ``timed``, of the same rows, are the steps without the tracer."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     for (name, part_of), (color, shape) in zip(PARTS.items(), _PART_LOOKS, strict=True):
         parts = [part_of(parts) for _, parts in rows]
         if any(parts):
@@ -57,14 +56,12 @@ def parts_figure(
 
 def kernels_figure(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Figure:
     """One bar a row of its kernel time by kind in ms, the kind that takes most in all rows first."""
-    import plotly.graph_objects as go
-
     totals: dict[str, float] = {}
     for _, kernels_s in rows:
         for kind, seconds in kernels_s.items():
             totals[kind] = totals.get(kind, 0.0) + seconds
     looks = dict(zip(dict.fromkeys([*KINDS, *sorted(totals)]), _KIND_LOOKS * (1 + len(totals)), strict=False))
-    figure = go.Figure()
+    figure = Draft()
     for kind in sorted(totals, key=lambda name: -totals[name]):
         lengths = _lengths([1e3 * kernels_s.get(kind, 0.0) for _, kernels_s in rows])
         figure.add_bar(**lengths, name=safe(kind.replace("_", " ")), marker=_look(*looks[kind]))
@@ -76,9 +73,7 @@ def kernels_figure(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Figure:
 
 def device_work_figure(rows: Sequence[tuple[str, Interval | None, Interval | None]]) -> Figure:
     """Device work and step time of each row with their intervals, joined by a line."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     series = (
         ("device work", GREEN, "square", [work for _, work, _ in rows]),
         ("step", BLUE, "circle", [step for _, _, step in rows]),
@@ -112,6 +107,6 @@ def _look(color: str, shape: str) -> dict[str, Any]:
     return {"color": color, "pattern": pattern, "line": {"color": color, "width": 1}}
 
 
-def _finished(figure: Any, rows: int, label: str) -> Figure:
+def _finished(figure: Draft, rows: int, label: str) -> Figure:
     thin = {"row_px": _THIN_PX} if rows > _MANY_ROWS else {}
     return finished(figure, rows=rows, label=label, **thin)

@@ -9,6 +9,7 @@ from typing import Any
 from epbench.comm_records import OPS, WAYS, CommFit, CommPoint, Op, Swept, Way
 from epbench.report.comm import size_text
 from epbench.report.figures.base import GREY, SERIES, Figure, finished, rounded, safe
+from epbench.report.figures.draft import Draft
 
 __all__ = ["BANDWIDTH", "LATENCY", "OwnSize", "Quantity", "sweep_figure"]
 
@@ -57,14 +58,15 @@ def sweep_figure(swept: Swept, own: Sequence[OwnSize], quantity: Quantity) -> Fi
     ways = [way for way in WAYS if any(point.way == way for point in swept.points)]
     kinds = list(dict.fromkeys(one.kind for one in own))
     heights = [_PANEL_PX] * len(ways) + [_STRIP_ROW_PX * (len(kinds) + 1)] * bool(kinds)
-    figure = make_subplots(rows=len(heights), cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.03)
+    panels = make_subplots(rows=len(heights), cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.03)
+    figure = Draft(panels.to_dict()["layout"])
     for row, way in enumerate(ways, start=1):
         for op in OPS:
             for trace in _curve(swept, op, way, quantity):
-                figure.add_trace(trace | {"showlegend": row == 1 and "markers" in trace["mode"]}, row=row, col=1)
+                figure.add_trace(trace | {"showlegend": row == 1 and "markers" in trace["mode"]}, panel=row)
         values = [quantity.of(point, point.seconds.median) for point in swept.points if point.way == way]
         _panel_axis(figure, row, f"{way}, {quantity.title}", values if quantity.is_log else None)
-    figure.add_trace(_fit_legend(), row=1, col=1)
+    figure.add_trace(_fit_legend(), panel=1)
     ends = _ends([point.bytes for point in swept.points] + [one.bytes for one in own])
     if kinds:
         _own_sizes(figure, own, middle=10 ** fmean(ends), row=len(heights))
@@ -122,25 +124,23 @@ def _rgb(color: str, opacity: float) -> tuple[int | float, ...]:
     return (*(int(color[place : place + 2], 16) for place in (1, 3, 5)), opacity)
 
 
-def _panel_axis(figure: Any, row: int, title: str, logarithmic: Sequence[float] | None) -> None:
+def _panel_axis(figure: Draft, row: int, title: str, logarithmic: Sequence[float] | None) -> None:
     """From zero, or logarithmic over some values: with ticks at 2 and 5 where powers of ten alone would be too few."""
     if logarithmic is None:
-        figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
+        figure.update_yaxes(title_text=title, rangemode="tozero", panel=row)
     else:
         dtick = 1 if max(logarithmic) > 100 * min(logarithmic) else "D2"
-        figure.update_yaxes(title_text=title, type="log", dtick=dtick, row=row, col=1)
+        figure.update_yaxes(title_text=title, type="log", dtick=dtick, panel=row)
 
 
-def _own_sizes(figure: Any, own: Sequence[OwnSize], *, middle: float, row: int) -> None:
+def _own_sizes(figure: Draft, own: Sequence[OwnSize], *, middle: float, row: int) -> None:
     """A row of points for each kind of call, with its name on the side of the middle, and lines up to the panels."""
     sizes, kinds = {one.bytes for one in own}, list(dict.fromkeys(one.kind for one in own))
     for place, kind in enumerate(kinds):
         alike = sorted((one for one in own if one.kind == kind), key=lambda one: one.bytes)
-        figure.add_trace(_own_points(alike, place, name_right=alike[0].bytes < middle), row=row, col=1)
-    figure.update_yaxes(
-        range=[len(kinds) - 0.4, -0.6], showgrid=False, zeroline=False, showticklabels=False, row=row, col=1
-    )
-    figure.update_yaxes(title_text="this run", row=row, col=1)
+        figure.add_trace(_own_points(alike, place, name_right=alike[0].bytes < middle), panel=row)
+    figure.update_yaxes(range=[len(kinds) - 0.4, -0.6], showgrid=False, zeroline=False, showticklabels=False, panel=row)
+    figure.update_yaxes(title_text="this run", panel=row)
     if len(sizes) <= _MOST_LINES:
         line = {"color": GREY, "dash": "dash", "width": 1}
         for size in sizes:
@@ -171,10 +171,11 @@ def _ends(sizes: Sequence[int]) -> list[float]:
     return [math.log10(min(sizes)) - 0.1, math.log10(max(sizes)) + 0.1]
 
 
-def _size_axis(figure: Any, ends: list[float], *, row: int) -> None:
-    """Powers of 32 in words, of 8 where there would be few of them."""
+def _size_axis(figure: Draft, ends: list[float], *, row: int) -> None:
+    """Of every panel down to the last: powers of 32 in words, of 8 where there would be few of them."""
     base = 32 if ends[1] - ends[0] > _FEW_DECADES else 8
     ticks = [tick for power in range(1, 14) if ends[0] <= math.log10(tick := base**power) <= ends[1]]
     texts = [size_text(tick) for tick in ticks]
-    figure.update_xaxes(type="log", tickmode="array", tickvals=ticks, ticktext=texts, range=ends)
-    figure.update_xaxes(title_text="buffer of the rank that has most", row=row, col=1)
+    for panel in range(1, row + 1):
+        figure.update_xaxes(type="log", tickmode="array", tickvals=ticks, ticktext=texts, range=ends, panel=panel)
+    figure.update_xaxes(title_text="buffer of the rank that has most", panel=row)

@@ -20,6 +20,7 @@ from epbench.report.figures.base import (
     rounded,
     safe,
 )
+from epbench.report.figures.draft import Draft
 from epbench.report.text import ms
 
 __all__ = ["machine_starts", "noise_figure"]
@@ -42,9 +43,7 @@ def machine_starts(cells: Sequence[CellResult]) -> dict[tuple[tuple[str, ...], .
 
 def noise_figure(rows: Sequence[tuple[str, CellResult]], starts: Mapping[tuple[tuple[str, ...], ...], int]) -> Figure:
     """Every launch of each cell, in per cent of the median of its valid ones; ``starts`` numbers machine starts."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = Draft()
     points = [point for at, (_, cell) in enumerate(rows) for point in _points(at, cell)]
     for start, number in starts.items():
         for valid in (True, False):
