@@ -73,9 +73,18 @@ class Opened:
 
 @contextmanager
 def opened(
-    browser: "Browser", path: Path, fragment: str = "", *, width: int = 1200, height: int = 900, **options: Any
+    browser: "Browser",
+    path: Path | None = None,
+    fragment: str = "",
+    *,
+    width: int = 1200,
+    height: int = 900,
+    **options: Any,
 ) -> Iterator[Opened]:
-    """The page of a file, in a window of this size; ``options`` are those of Playwright's ``Browser.new_context``."""
+    """The page of a file, or an empty one, in a window of this size.
+
+    ``options`` are those of Playwright's ``Browser.new_context``.
+    """
     context = browser.new_context(viewport={"width": width, "height": height}, offline=True, **options)
     context.set_default_timeout(TIMEOUT_MS)
     try:
@@ -83,7 +92,8 @@ def opened(
         found.page.on("console", lambda message: found.console.append(message.text))
         found.page.on("pageerror", lambda error: found.console.append(str(error)))
         found.page.on("request", lambda request: found.requests.append(request.url))
-        found.page.goto(f"{path.as_uri()}{fragment}")
+        if path is not None:
+            found.page.goto(f"{path.as_uri()}{fragment}")
         yield found
     finally:
         context.close()

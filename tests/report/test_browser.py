@@ -356,24 +356,28 @@ def library_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def first_chart_s(browser: "Browser", path: Path) -> float:
-    """From the begin of navigation to the first chart, as the page itself sees it."""
-    with opened(browser, path) as found:
+def first_chart_cpu_s(browser: "Browser", path: Path) -> float:
+    """What the page's main thread worked until its first chart was there; not what it waited for a core."""
+    with opened(browser) as found:
+        session = found.page.context.new_cdp_session(found.page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        found.page.goto(path.as_uri())
         found.page.wait_for_function(FIRST_CHART)
-        return float(found.value("performance.getEntriesByName('first-chart')[0].startTime")) / 1000
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return float(next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration"))
 
 
-@pytest.mark.parametrize(("name", "megabytes", "limit_s"), [("24 cells", 3, 2.0), ("200 cells", 10, 4.0)])
+@pytest.mark.parametrize(("name", "megabytes", "limit_s"), [("24 cells", 3, 1.0), ("200 cells", 10, 2.5)])
 def test_the_first_chart_is_soon_there(
     browser: "Browser", page: Callable[[str], Path], library_alone: Path, name: str, megabytes: int, limit_s: float
 ) -> None:
-    """Once in three; where others have the cores and plotly alone takes long, half the limit on top of that."""
+    """On top of what plotly takes for any chart, which is most of it; once in three."""
     assert page(name).stat().st_size <= megabytes * MEGABYTE
     took_s = []
 
     def is_soon() -> bool:
-        took_s.append(first_chart_s(browser, page(name)))
-        return took_s[-1] <= limit_s or took_s[-1] <= first_chart_s(browser, library_alone) + limit_s / 2
+        took_s.append(first_chart_cpu_s(browser, page(name)) - first_chart_cpu_s(browser, library_alone))
+        return took_s[-1] <= limit_s
 
     assert any(is_soon() for _ in range(3)), took_s
 
@@ -398,4 +402,4 @@ def test_200_cells_sort_and_filter_at_once(browser: "Browser", page: Callable[[s
         assert len(numbers) == 200 and numbers == sorted(numbers)  # type: ignore[type-var]
         filtered_ms = found.value(search)
         assert 0 < len(column(found, "layout")) < 200
-    assert max(sorted_ms, filtered_ms) <= 1000, "a second for a click, on cores that others use too"
+    assert max(sorted_ms, filtered_ms) <= 2000, "at once for a reader, on cores that others use too"
