@@ -120,9 +120,10 @@ class CollectiveRow(Frozen):
 
     Seconds a step, the median over the traced steps: ``transfer_s`` of the group that transfers
     longest, ``wait_s`` of the rank that waits longest, ``exposed_s`` and ``overlapped_s`` of the
-    transfers of the rank where most is exposed. Of single calls: ``bytes``, the median over calls of
-    the heaviest rank's buffer (the larger of sent and received, own part included), ``bytes_mean``
-    likewise of the mean rank, the percentiles of the transfer, and the bandwidths, medians of ``bytes``
+    transfers of the rank where most is exposed; likewise ``bytes_per_step`` and ``bus_bytes_per_step`` of
+    the rank with the largest sum, which need not be calls x the median call. Of single calls: ``bytes``, the median
+    over calls of the heaviest rank's buffer (the larger of sent and received, own part included),
+    ``bytes_mean`` likewise of the mean rank, the percentiles of the transfer, and the bandwidths, medians of ``bytes``
     (bus: of what the rank that moves most sends or receives over the wire) over the transfer.
     """
 
@@ -134,6 +135,8 @@ class CollectiveRow(Frozen):
     bytes: int
     bytes_mean: float
     bus_bytes: float | None = Field(None, description="of a call, over the wire, of the rank that moves most; median")
+    bytes_per_step: float | None = Field(None, description="summed over a step's calls; None: an older record")
+    bus_bytes_per_step: float | None = Field(None, description="likewise over the wire; None also for a group of one")
     transfer_s: float
     wait_s: float
     exposed_s: float | None = None

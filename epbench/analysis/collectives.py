@@ -204,6 +204,8 @@ def _row(kind: Kind, found: list[Matched], steps: int, work: dict[int, Intervals
         bytes=round(median(matched.heaviest_bytes for matched in found)),
         bytes_mean=median(matched.mean_bytes for matched in found),
         bus_bytes=_median(matched.heaviest_bus_bytes or 0.0 for matched in on_bus),
+        bytes_per_step=median(_worst_by_step(found, steps, _bytes)),
+        bus_bytes_per_step=_bus_bytes_per_step(found, steps),
         transfer_s=median(_worst_by_step(found, steps, lambda matched: {matched.root: matched.transfer_s})),
         wait_s=median(_worst_by_step(found, steps, Matched.waits_s)),
         exposed_s=exposed_s,
@@ -213,6 +215,20 @@ def _row(kind: Kind, found: list[Matched], steps: int, work: dict[int, Intervals
         last_rank_share=_last_rank_share(found),
         algbw_bytes_per_s=_median(matched.heaviest_bytes / matched.transfer_s for matched in moving),
         busbw_bytes_per_s=_median((matched.heaviest_bus_bytes or 0.0) / matched.transfer_s for matched in on_bus),
+    )
+
+
+def _bytes(matched: Matched) -> dict[int, float]:
+    return {rank: call.bytes for rank, call in matched.calls.items()}
+
+
+def _bus_bytes_per_step(found: Sequence[Matched], steps: int) -> float | None:
+    """None unless it is known of every call, for a sum that leaves some out is none."""
+    calls = [call for matched in found for call in matched.calls.values()]
+    if any(call.bus_bytes is None or call.size == 1 for call in calls):
+        return None
+    return median(
+        _worst_by_step(found, steps, lambda matched: {r: call.bus_bytes or 0.0 for r, call in matched.calls.items()})
     )
 
 

@@ -96,7 +96,7 @@ def test_a_call_without_bytes_has_a_time_but_no_bandwidth(tmp_path: Path) -> Non
 
 def test_a_group_of_one_rank_has_no_bus(tmp_path: Path) -> None:
     row = only_row(tmp_path, Trace(0, world_size=1).step(0, 100).annotate(label(size=1), 10, 30))
-    assert row.busbw_bytes_per_s is None
+    assert (row.busbw_bytes_per_s, row.bus_bytes_per_step) == (None, None)
     assert row.transfer_s == pytest.approx(20 * US)
     assert row.wait_s == pytest.approx(0)
 
@@ -118,6 +118,28 @@ def test_calls_add_up_within_a_step_and_steps_are_medians(tmp_path: Path) -> Non
     assert row.calls_per_step == 2
     assert row.transfer_s == pytest.approx(40 * US)  # of 30, 40 and 110
     assert row.p50_s == pytest.approx(15 * US)  # of 10 10 10 20 30 100
+
+
+@pytest.mark.parametrize(
+    ("steps", "total", "on_bus"),
+    [
+        ([[(100, 100), (100, 100), (900, 900)]], 1100, 550),  # not 3 x the median call
+        ([[(100, 300), (400, 0)]], 500, 250),  # rank 0 has most of both together, though not of each
+        ([[(100, 100)], [(100, 100), (200, 200)], [(900, 900)]], 300, 150),  # of steps the median
+    ],
+)
+def test_bytes_of_a_step_are_summed_over_its_calls(
+    tmp_path: Path, steps: list[list[tuple[int, int]]], total: float, on_bus: float
+) -> None:
+    traces = [Trace(rank) for rank in (0, 1)]
+    for index, calls in enumerate(steps):
+        for rank, trace in enumerate(traces):
+            trace.step(1000 * index, 1000 * index + 500, index)
+            for k, sizes in enumerate(calls):
+                begin = 1000 * index + 100 * k
+                trace.annotate(label(sent=sizes[rank], received=sizes[rank]), begin, begin + 50)
+    row = only_row(tmp_path, *traces, steps=len(steps))
+    assert (row.bytes_per_step, row.bus_bytes_per_step) == (total, on_bus)
 
 
 def test_groups_are_matched_apart_and_the_slowest_one_counts(tmp_path: Path) -> None:
