@@ -7,7 +7,9 @@ const pickers = (() => {
   function showVariant(figure, select) {
     const index = Math.max(select.selectedIndex, 0);
     const chart = figure.querySelector(".chart");
-    const name = `${chart.dataset.label}, ${select.options[index].textContent}`;
+    const label = select.options[index].textContent;
+    const name = `${chart.dataset.label}, ${label}`;
+    figure.querySelector(".picked").textContent = label; // for paper, which has no pickers
     for (const part of all(".variant", figure)) part.hidden = Number(part.dataset.variant) !== index;
     for (const details of all("details.packed", figure)) {
       details.querySelector("summary").textContent = `Table: ${name}`;
