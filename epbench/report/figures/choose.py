@@ -12,7 +12,7 @@ from epbench.records import CellResult
 from epbench.report.comparison import Compared
 from epbench.report.figures.base import GREEN, GREY, MODES, ORANGE, Figure, finished, rounded, safe
 from epbench.report.figures.draft import Draft
-from epbench.report.frontier import Choice, Point, Room, Standing
+from epbench.report.frontier import Choice, Point, Room, Standing, answer_for
 from epbench.report.placement import Axes, Box, label_places, text_box
 from epbench.report.quantities import peak_word
 from epbench.report.text import gib
@@ -274,6 +274,7 @@ def _meta(choice: Choice, room: Room | None, axes: Axes) -> dict[str, Any]:
         "free_gib": room.free_bytes / _GIB,
         "step_gib": room.step_bytes / _GIB,
         "reach_gib": _ends(axes.x),
+        "answer": answer_for(choice, room, room.free_bytes),  # the one in the note below the chart
         "answers": [[_cut(answer.from_bytes / _GIB), answer.text] for answer in choice.answers],
     }
     return {"meta": meta}

@@ -11,10 +11,14 @@ const frontier = (() => {
 
   const kept = (meta) => Math.min(wanted ?? meta.free_gib, meta.capacity_gib);
 
-  // As text.gib does: three significant digits at least, thousands grouped.
+  // As text.gib does: three significant digits at least, thousands grouped, halves to even where the browser can.
   function gib(value) {
     const digits = value > 0 ? Math.max(0, 2 - Math.floor(Math.log10(value))) : 0;
-    return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+    return value.toLocaleString("en-US", {
+      minimumFractionDigits: digits,
+      maximumFractionDigits: digits,
+      roundingMode: "halfEven",
+    });
   }
 
   function answer(meta, free) {
@@ -39,7 +43,8 @@ const frontier = (() => {
     const place = caption.querySelector(`.variant[data-variant="${chart.dataset.variant ?? 0}"]`);
     if (!notes.has(place)) notes.set(place, place.textContent);
     place.setAttribute("aria-live", "polite");
-    place.textContent = notes.get(place).replace(answer(meta, meta.free_gib), answer(meta, free));
+    const said = free === meta.free_gib ? meta.answer : answer(meta, free);
+    place.textContent = notes.get(place).replace(meta.answer, () => said); // as a function: names may hold "$&"
   }
 
   function control(chart, meta) {
