@@ -1,10 +1,12 @@
 """Quantities of one cell that tables, charts and sentences share, so that all say the same number."""
 
-from epbench.records import CellResult
+from epbench.records import CellResult, CollectiveRow
 from epbench.report.comparison import Compared
 from epbench.report.text import UNKNOWN, gib
 
-__all__ = ["exposed_share", "peak_bytes", "peak_text", "peak_word"]
+__all__ = ["exposed_share", "has_one_size", "lost_s", "peak_bytes", "peak_text", "peak_word"]
+
+_ONE_SIZE = 0.05  # by how much calls x the median call may be off the sum over calls
 
 
 def peak_word(compared: Compared) -> str:
@@ -29,3 +31,21 @@ def exposed_share(cell: CellResult) -> float | None:
     """Exposed communication, waits in it included, as a share of the critical rank's traced step."""
     parts = cell.breakdown_s
     return None if not parts.step_s or parts.exposed is None else parts.exposed / parts.step_s
+
+
+def has_one_size(row: CollectiveRow) -> bool | None:
+    """Whether the median call stands for all calls of a step, by their bytes; None of a record without the sum."""
+    if row.bytes_per_step is None:
+        return None
+    product = row.calls_per_step * row.bytes
+    return abs(product - row.bytes_per_step) <= _ONE_SIZE * row.bytes_per_step
+
+
+def lost_s(row: CollectiveRow) -> float | None:
+    """Seconds a step that the calls of a row take beyond the same calls alone; negative where they are faster.
+
+    None unless the calls are of about one size: only the median call was looked up in the sweep.
+    """
+    if row.isolated_s is None or not has_one_size(row):
+        return None
+    return row.calls_per_step * (row.p50_s - row.isolated_s)

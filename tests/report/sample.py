@@ -92,6 +92,8 @@ def _all_to_all(scale: float, *, ulysses: bool) -> list[CollectiveRow]:
             calls_per_step=8.0,
             bytes=size,
             bytes_mean=size * 0.93,
+            bytes_per_step=8.0 * size,
+            bus_bytes_per_step=6.0 * size,
             transfer_s=scale * seconds,
             wait_s=scale * (2.4e-3 if purpose == "count_exchange" else 0.7e-3),
             p50_s=scale * seconds / 8,

@@ -143,6 +143,8 @@ def _fsdp(step_s: float) -> list[CollectiveRow]:
             bytes=1 << 28,
             bytes_mean=float(1 << 28),
             bus_bytes=0.75 * (1 << 28),
+            bytes_per_step=9.0 * (1 << 28),
+            bus_bytes_per_step=9 * 0.75 * (1 << 28),
             transfer_s=share * step_s,
             wait_s=0.2 * share * step_s,
             exposed_s=0.4 * share * step_s,

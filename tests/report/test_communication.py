@@ -14,8 +14,9 @@ from epbench.report.comparison import Compared
 from epbench.report.data import RunData
 from epbench.report.figures.base import Figure
 from epbench.report.figures.communication import KINDS, MESH_AXES, OTHER, Looks, collectives_figure, kind_of
+from epbench.report.quantities import lost_s
 from epbench.report.sections.communication import communication_section
-from epbench.report.sections.communication_tables import axis_bytes, collectives_table, lost_s
+from epbench.report.sections.communication_tables import axis_bytes, axis_table, collectives_table
 from epbench.report.sections.model import Chart
 from epbench.report.sections.sweep import own_sizes
 from epbench.report.tables import Table
@@ -41,6 +42,7 @@ def call(**changes: Any) -> CollectiveRow:
         "calls_per_step": 8.0,
         "bytes": MIB,
         "bytes_mean": float(MIB),
+        "bytes_per_step": 8.0 * MIB,
         "transfer_s": 4e-3,
         "wait_s": 1e-3,
         "p50_s": 500e-6,
@@ -175,6 +177,16 @@ def test_a_call_stands_beside_the_same_bytes_alone(alone_s: float, times: str, l
     assert variant.note == "Outside of the sweep: combine."
 
 
+@pytest.mark.parametrize(
+    ("summed", "lost"), [(8.0, 0.8e-3), (8.3, 0.8e-3), (7.7, 0.8e-3), (30.0, None), (2.0, None), (None, None)]
+)
+def test_what_calls_lose_is_said_only_where_the_median_call_stands_for_all(
+    summed: float | None, lost: float | None
+) -> None:
+    row = call(isolated_s=400e-6, bytes_per_step=None if summed is None else summed * MIB)
+    assert lost_s(row) == (lost if lost is None else pytest.approx(lost))
+
+
 def test_without_a_sweep_the_section_says_how_to_get_one() -> None:
     section = communication_section(compared(cell_of(call())))
     assert "set comm = true under [measure]" in section.note
@@ -276,17 +288,35 @@ def test_the_fits_are_a_table_with_their_errors() -> None:
 # ---------------------------------------------------------------- bytes by axis
 
 
-def test_bytes_over_an_axis_are_calls_times_bytes() -> None:
-    rows = (call(), call(purpose="combine", calls_per_step=4.0), call(op="all_gather", purpose="fsdp", axis="fsdp"))
-    assert axis_bytes(cell_of(*rows)) == {"ep": 12 * MIB, "fsdp": 8 * MIB}
+def test_bytes_over_an_axis_are_summed_over_calls_which_may_differ_in_size() -> None:
+    """Eight blocks of 1 MiB with embedding and head of 16 are 40 MiB; ten median calls would be 10."""
+    blocks = {"op": "all_gather", "purpose": "fsdp", "axis": "fsdp", "calls_per_step": 10.0}
+    mixed = call(**blocks, bytes_per_step=40.0 * MIB, bus_bytes=MIB / 2, bus_bytes_per_step=20.0 * MIB)
+    cell = cell_of(call(), call(purpose="combine", bytes_per_step=4.0 * MIB), mixed)
+    assert axis_bytes(cell) == {"ep": 12 * MIB, "fsdp": 40 * MIB}
+    table = axis_table([("dp4-ep4", cell)])
+    assert [value.sort for value in column(table, "buffers, GiB/step")] == [12 * MIB, 40 * MIB]
+    assert [value.sort for value in column(table, "over the wires, GiB/step")] == [None, 20 * MIB]
+
+
+@pytest.mark.parametrize(("older", "whose"), [((True, True), "this run"), ((False, True), "1 of 2 cells"), ((), None)])
+def test_bytes_of_older_records_are_not_made_up(older: tuple[bool, ...], whose: str | None) -> None:
+    modes = ("eager", "compiled")
+    cells = [
+        cell_of(call(**({"bytes_per_step": None} if is_older else {})), cell=Cell(layout=DP4_EP4, mode=mode))
+        for is_older, mode in zip(older or (False, False), modes, strict=True)
+    ]
+    found = compared(*cells)
+    assert ("bytes-per-axis" in charts(found)) == (whose != "this run")
+    assert (f"Bytes over each axis are not known of {whose}" in communication_section(found).note) == bool(whose)
 
 
 @pytest.mark.parametrize(
-    ("compiled_calls", "names"), [(8.0, ["dp4-ep4"]), (8.05, ["dp4-ep4"]), (9.0, ["dp4-ep4 eager", "dp4-ep4 compiled"])]
+    ("compiled_mib", "names"), [(8.0, ["dp4-ep4"]), (8.05, ["dp4-ep4"]), (9.0, ["dp4-ep4 eager", "dp4-ep4 compiled"])]
 )
-def test_modes_that_move_the_same_bytes_share_a_bar(compiled_calls: float, names: list[str]) -> None:
+def test_modes_that_move_the_same_bytes_share_a_bar(compiled_mib: float, names: list[str]) -> None:
     eager = cell_of(call())
-    compiled = cell_of(call(calls_per_step=compiled_calls), cell=Cell(layout=DP4_EP4, mode="compiled"))
+    compiled = cell_of(call(bytes_per_step=compiled_mib * MIB), cell=Cell(layout=DP4_EP4, mode="compiled"))
     (variant,) = charts(compared(eager, compiled))["bytes-per-axis"].variants
     assert json.loads(variant.figure.json)["layout"]["yaxis"]["ticktext"] == names
 

@@ -47,6 +47,7 @@ def row(**fields: Any) -> CollectiveRow:
         "calls_per_step": 10.0,
         "bytes": 1 << 20,
         "bytes_mean": 1 << 20,
+        "bytes_per_step": 10 << 20,
         "transfer_s": 0.002,
         "wait_s": 0.02,
         "p50_s": 2e-3,
@@ -132,6 +133,8 @@ CASES: list[tuple[Rule, list[CellResult], str | None]] = [
     ),
     (slow_in_step, [cell(**calls(isolated_s=1.9e-3))], None),
     (slow_in_step, [cell(**calls())], None),
+    (slow_in_step, [cell(**calls(isolated_s=0.8e-3, bytes_per_step=40 << 20))], None),  # of more sizes than one
+    (slow_in_step, [cell(**calls(isolated_s=0.8e-3, bytes_per_step=None))], None),
     (
         imbalance_cost,
         swept((0.4, 0.3), (0.4, 0.36)),

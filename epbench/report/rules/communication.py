@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from epbench.records import CellResult, CollectiveRow
 from epbench.report.comparison import Compared
 from epbench.report.figures.communication import kind_of
+from epbench.report.quantities import lost_s
 from epbench.report.rules.model import Finding, share
 from epbench.report.text import clean, number, us
 
@@ -51,7 +52,8 @@ def _lost(cell: CellResult, row: CollectiveRow) -> float | None:
     """Share of the step that calls take beyond what they take alone."""
     if not row.isolated_s or row.p50_s < _SLOWER * row.isolated_s:
         return None
-    return row.calls_per_step * (row.p50_s - row.isolated_s) / (cell.step_s or 1.0)
+    lost = lost_s(row)
+    return None if lost is None else lost / (cell.step_s or 1.0)
 
 
 def _rows(

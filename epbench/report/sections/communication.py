@@ -36,7 +36,8 @@ def communication_section(compared: Compared) -> Section:
     shown = tuple(chart for chart in charts if chart is not None)
     if not shown:
         return Section(key, title, missing=_missing(compared))
-    return Section(key, title, shown, note=_how_to_sweep(compared), tables=fits_table(compared))
+    note = " ".join(filter(None, (_how_to_sweep(compared), _unsummed(compared))))
+    return Section(key, title, shown, note=note, tables=fits_table(compared))
 
 
 def _missing(compared: Compared) -> str:
@@ -50,6 +51,16 @@ def _how_to_sweep(compared: Compared) -> str:
     if any(row.isolated_s is not None for cell in compared.measured for row in cell.collectives):
         return ""
     return "No collective was measured alone to stand beside these: set comm = true under [measure]."
+
+
+def _unsummed(compared: Compared) -> str:
+    """What to say of records from before bytes were summed over calls."""
+    cells = [cell for cell in compared.measured if cell.collectives]
+    unknown = sum(not axis_bytes(cell) for cell in cells)
+    if not unknown:
+        return ""
+    whose = "this run" if unknown == len(cells) else f"{unknown} of {len(cells)} cells"
+    return f"Bytes over each axis are not known of {whose}: the record is from before the calls of a step were summed."
 
 
 # ---------------------------------------------------------------- in the step
@@ -127,20 +138,20 @@ def _unswept(rows: Sequence[CollectiveRow]) -> str:
 
 
 def _bytes_per_axis(compared: Compared) -> Chart | None:
-    cells = [cell for cell in compared.measured if cell.collectives]
+    cells = [cell for cell in compared.measured if axis_bytes(cell)]
     looks = Looks.of((size for cell in cells for size in axis_bytes(cell).items()), MESH_AXES)
     variants = tuple(found for group in compared.groups if (found := _axes_of_group(compared, group, looks)))
     if not variants:
         return None
     caption = (
-        "Calls a step times the buffer of the rank that has most, its own part included, by mesh axis; what of it "
-        "crosses the wires is in the table. Cells of one layout that agree within 1 % share a bar."
+        "Buffers of all calls of a step by mesh axis, of each kind of call on the rank that has most, its own part "
+        "included; what of it crosses the wires is in the table. Cells of one layout that agree within 1 % share a bar."
     )
     return Chart("bytes-per-axis", "Bytes over each axis", caption, variants)
 
 
 def _axes_of_group(compared: Compared, group: Group, looks: Looks) -> Variant | None:
-    rows = _by_layout(compared, [cell for cell in group.measured if cell.collectives])
+    rows = _by_layout(compared, [cell for cell in group.measured if axis_bytes(cell)])
     if not rows:
         return None
     rows.sort(key=lambda row: sum(axis_bytes(row[1]).values()))

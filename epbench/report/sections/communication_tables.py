@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 
 from epbench.records import CellResult, CollectiveRow
 from epbench.report.comparison import Compared
+from epbench.report.quantities import lost_s
 from epbench.report.tables import Table, Value
 from epbench.report.text import UNKNOWN, clean, gb_per_s, gib, number, percent, us
 
-__all__ = ["axis_bytes", "axis_table", "beside_alone_table", "collectives_table", "lost_s", "wire_bytes"]
+__all__ = ["axis_bytes", "axis_table", "beside_alone_table", "collectives_table", "wire_bytes"]
 
 
 def collectives_table(compared: Compared, cells: Iterable[CellResult]) -> Table:
@@ -19,7 +20,7 @@ def collectives_table(compared: Compared, cells: Iterable[CellResult]) -> Table:
         "phase",
         "axis",
         "calls/step",
-        "MiB/call",
+        "MiB/call (median)",
         "transfer, ms/step",
         "wait, ms/step",
         "exposed, ms/step",
@@ -76,7 +77,7 @@ def beside_alone_table(rows: Iterable[CollectiveRow]) -> Table:
         "phase",
         "axis",
         "calls/step",
-        "MiB/call",
+        "MiB/call (median)",
         "p50, µs",
         "p95, µs",
         "alone, µs",
@@ -101,23 +102,23 @@ def _beside_alone(row: CollectiveRow) -> tuple[Value, ...]:
     )
 
 
-def lost_s(row: CollectiveRow) -> float | None:
-    """Seconds a step that the calls of a row take beyond the same calls alone; negative where they are faster."""
-    return None if row.isolated_s is None else row.calls_per_step * (row.p50_s - row.isolated_s)
-
-
 def axis_bytes(cell: CellResult) -> dict[str, float]:
-    """Bytes a step and rank by mesh axis: calls x the buffer of the rank that has most, own part included."""
+    """Bytes a step by mesh axis, of each kind of call on the rank with the largest sum, own part included.
+
+    Empty for a record without sums over calls, which the median call cannot stand in for.
+    """
     found: dict[str, float] = {}
     for row in cell.collectives:
-        found[row.axis] = found.get(row.axis, 0.0) + row.calls_per_step * row.bytes
+        if row.bytes_per_step is None:
+            return {}
+        found[row.axis] = found.get(row.axis, 0.0) + row.bytes_per_step
     return found
 
 
 def wire_bytes(cell: CellResult, axis: str) -> float | None:
     """The same of what crosses the wires; None if it is not known of every row."""
-    sizes = [(row.calls_per_step, row.bus_bytes) for row in cell.collectives if row.axis == axis]
-    known = [calls * size for calls, size in sizes if size is not None]
+    sizes = [row.bus_bytes_per_step for row in cell.collectives if row.axis == axis]
+    known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None
 
 

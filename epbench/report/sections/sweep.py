@@ -43,8 +43,8 @@ def _caption(record: CommRecord, what: str) -> str:
     return (
         f"{what} of collectives with nothing else running, {clean(record.dtype, 20)}, {clean(record.data)}: medians of "
         "the slowest group, bands between the quartiles. Drained: one call on an idle device, its launch included. "
-        "Chained: back to back. Traced: the transfer, as rows of steps have it. Below and as dashed lines: the sizes "
-        "that the steps of this run use on these groups."
+        "Chained: back to back. Traced: the transfer, as rows of steps have it. Below and as dashed lines: the median "
+        "size of each kind of call in the steps of this run on these groups."
     )
 
 
