@@ -8,6 +8,10 @@ hide the second behind the first, and that is the one that a comparison lives wi
 The smallest detectable change is that of a one-sided paired t test of K launches an arm, interleaved, so that what a
 machine start adds is in both arms: the shift that the test finds in 95 % of nights, if 1 % of nights without any
 may raise an alarm. It comes from the noncentral t distribution (Cohen, Statistical Power Analysis, 1988, chapter 2).
+
+It grows with the scatter between launches, and that is an estimate: from one pair of launches (one degree of freedom)
+the true one may be 32 times as large, from 4 degrees 2.9 times (the upper bound of the 95 % chi-square interval). So
+below ``MIN_DEGREES``, which is five launches on one machine start, no smallest change is told.
 """
 
 import math
@@ -19,10 +23,20 @@ from statistics import fmean, median, stdev
 
 from epbench.records import CellResult, LaunchValue
 
-__all__ = ["ALPHA", "METRICS", "POWER", "Noise", "machine_start", "noise_of", "smallest_detectable_change"]
+__all__ = [
+    "ALPHA",
+    "METRICS",
+    "MIN_DEGREES",
+    "POWER",
+    "Noise",
+    "machine_start",
+    "noise_of",
+    "smallest_detectable_change",
+]
 
 ALPHA = 0.01  # false alarms
 POWER = 0.95
+MIN_DEGREES = 4  # of freedom, of the scatter between launches: with fewer it may be off by more than a factor of 3
 # Of a launch: the value, and the standard deviation over its steps.
 METRICS: Mapping[str, str] = {"step_s": "step_sd_s", "device_work_s": "device_work_sd_s"}
 
@@ -37,7 +51,14 @@ class Noise:
     starts: int
     within: float | None
     between: float | None  # None: no machine start has two launches
-    between_starts: float | None  # None: one machine start
+    degrees: int  # of freedom that ``between`` rests on: launches less machine starts
+    between_starts: float | None  # None: one machine start, or nothing tells what launches add
+
+    def finds(self, launches: int) -> float | None:
+        """The relative slowdown that so many launches an arm find; None where ``between`` is too rough to tell."""
+        if self.between is None or self.degrees < MIN_DEGREES:
+            return None
+        return smallest_detectable_change(self.between, launches)
 
 
 def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
@@ -60,7 +81,8 @@ def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
         starts=len(starts),
         within=_within(known, metric),
         between=between,
-        between_starts=_between_starts(list(starts.values()), between or 0.0),
+        degrees=len(known) - len(starts),
+        between_starts=_between_starts(list(starts.values()), between),
     )
 
 
@@ -83,9 +105,9 @@ def _pooled(starts: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(squares / degrees) if degrees else None
 
 
-def _between_starts(starts: Sequence[Sequence[float]], between: float) -> float | None:
+def _between_starts(starts: Sequence[Sequence[float]], between: float | None) -> float | None:
     """The variance of the means, less the share that launches explain: the one-way random-effects estimate."""
-    if len(starts) < 2:
+    if len(starts) < 2 or between is None:
         return None
     of_means = stdev([fmean(logs) for logs in starts]) ** 2
     by_chance = between**2 * fmean(1 / len(logs) for logs in starts)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from epbench.analysis.noise import ALPHA, METRICS, POWER, Noise, noise_of, smallest_detectable_change
+from epbench.analysis.noise import ALPHA, METRICS, MIN_DEGREES, POWER, Noise, noise_of
 from epbench.errors import RunError
 from epbench.records import CellResult, RunView
 from epbench.report.tables import Table, Value
@@ -29,7 +29,7 @@ def render_noise(views: Sequence[RunView]) -> str:
 def noise_json(views: Sequence[RunView]) -> str:
     """The same as one JSON document."""
     cells = [
-        {"cell": cell, **asdict(noise), "smallest_detectable_change": {count: _finds(noise, count) for count in ARMS}}
+        {"cell": cell, **asdict(noise), "smallest_detectable_change": {count: noise.finds(count) for count in ARMS}}
         for cell, noise in _found(views)
     ]
     return json.dumps({"alpha": ALPHA, "power": POWER, "cells": cells}, indent=2)
@@ -59,10 +59,6 @@ def _require_alike(views: Sequence[RunView]) -> None:
             raise RunError(f"these runs are of different {what} ({', '.join(sorted(kinds))}): give runs of one only")
 
 
-def _finds(noise: Noise, launches: int) -> float | None:
-    return None if noise.between is None else smallest_detectable_change(noise.between, launches)
-
-
 def noise_titles() -> tuple[str, ...]:
     """The columns of a table of noise; the first two are texts."""
     kinds = ("cell", "of", "median", "launches", "starts", "within", "between", "between starts")
@@ -71,24 +67,27 @@ def noise_titles() -> tuple[str, ...]:
 
 def noise_row(cell: str, noise: Noise) -> tuple[Value, ...]:
     """One metric of one cell, with the smallest change that each number of launches finds."""
-    shares = (noise.within, noise.between, noise.between_starts, *(_finds(noise, count) for count in ARMS))
     return (
         Value(clean(cell)),
         Value(_NAMES[noise.metric]),
         Value(f"{ms(noise.median)} ms", noise.median),
         Value(str(noise.launches), noise.launches),
         Value(str(noise.starts), noise.starts),
-        *(Value(_percent(share), share) for share in shares),
+        _percent(noise.within),
+        _percent(noise.between),
+        _percent(noise.between_starts),
+        *(_percent(noise.finds(count)) for count in ARMS),
     )
 
 
-def _percent(share: float | None) -> str:
-    return UNKNOWN if share is None else f"{100 * share:.2f} %"
+def _percent(share: float | None) -> Value:
+    return Value(UNKNOWN if share is None else f"{100 * share:.2f} %", share)
 
 
 def _legend() -> str:
     return (
         "Standard deviations, relative: of the steps within a launch, between launches of one machine start, between\n"
-        f"starts. 'finds at K': the slowdown that K launches an arm, interleaved, find in\n"
-        f"{100 * POWER:.0f} % of nights, at {100 * ALPHA:.0f} % false alarms."
+        "starts. 'finds at K': the slowdown that K launches an arm, interleaved, find in\n"
+        f"{100 * POWER:.0f} % of nights, at {100 * ALPHA:.0f} % false alarms; a dash where launches less starts are "
+        f"fewer than {MIN_DEGREES}:\nthen the true scatter between launches may be more than 3 times this estimate."
     )

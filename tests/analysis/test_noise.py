@@ -1,17 +1,21 @@
 """Scatter by hand-computed numbers; the smallest detectable change by simulated nights."""
 
+import csv
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 from scipy.stats import t as student
 
-from epbench.analysis.noise import noise_of, smallest_detectable_change
+from epbench.analysis.noise import MIN_DEGREES, noise_of, smallest_detectable_change
 from epbench.cells import Cell
 from epbench.layout import Layout
 from epbench.records import CellResult, LaunchValue
 from epbench.store import CellEntry, result_of
 
+ROOT = Path(__file__).parents[2]
 CELL = result_of(CellEntry(order=0, cell=Cell(layout=Layout(dp_shard=2))))
 
 
@@ -32,7 +36,7 @@ def test_three_kinds_of_scatter_by_hand() -> None:
     assert noise is not None
     between = math.sqrt((0.0002 + 2 * 0.0001) / 3)  # squares about each start's own mean over 1 + 2 degrees
     starts = math.sqrt(0.10**2 / 2 - between**2 * (1 / 2 + 1 / 3) / 2)
-    assert (noise.launches, noise.starts) == (5, 2)
+    assert (noise.launches, noise.starts, noise.degrees) == (5, 2, 3)
     assert noise.median == pytest.approx(math.exp(0.09))
     assert noise.within == pytest.approx(0.01)
     assert noise.between == pytest.approx(between)
@@ -45,6 +49,64 @@ def test_what_cannot_be_told_is_none() -> None:
     assert (one.within, one.between, one.between_starts) == (None, None, None)
     assert noise_of([run_of("a", 0.0, 0.1)], "device_work_s") is None
     assert noise_of([run_of("a", 0.0, 0.1, valid=False)], "step_s") is None
+
+
+def test_one_launch_a_start_tells_nothing_of_starts() -> None:
+    noise = noise_of([run_of("a", 0.0), run_of("b", 0.01), run_of("c", 0.03)], "step_s")
+    assert noise is not None
+    assert (noise.starts, noise.degrees, noise.between, noise.between_starts) == (3, 0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("starts", "is_told"),
+    [
+        ([(0.0, 0.001), (0.02,)], False),  # one pair: 1 degree
+        ([(0.0, 0.01, 0.02, 0.03)], False),
+        ([(0.0, 0.01, 0.02, 0.03, 0.04)], True),
+        ([(0.0, 0.01, 0.02), (0.0, 0.01)], False),
+        ([(0.0, 0.01, 0.02), (0.0, 0.01, 0.02)], True),
+    ],
+)
+def test_what_launches_find_is_told_from_four_degrees_of_freedom(
+    starts: list[tuple[float, ...]], is_told: bool
+) -> None:
+    noise = noise_of([run_of(str(at), *logs) for at, logs in enumerate(starts)], "step_s")
+    assert noise is not None and noise.between is not None
+    assert (noise.finds(5) is not None) is is_told
+
+
+def test_with_so_few_degrees_the_scatter_may_be_three_times_the_estimate_and_not_with_more() -> None:
+    too_small = [math.sqrt(degrees / chi2.ppf(0.025, degrees)) for degrees in (MIN_DEGREES - 1, MIN_DEGREES)]
+    assert too_small[0] > 3 > too_small[1]
+
+
+PUBLISHED = [  # docs/noise.md: between launches, then what 3, 5 and 8 find, in per cent
+    ("eager", "step_s", 0.57, [5.9, 2.3, 1.4]),
+    ("eager", "device_work_s", 0.34, [3.4, 1.3, 0.8]),
+    ("compiled", "step_s", 1.06, [11.2, 4.3, 2.7]),
+    ("compiled", "device_work_s", 0.30, [3.1, 1.2, 0.8]),
+]
+
+
+@pytest.mark.parametrize(("mode", "metric", "between", "finds"), PUBLISHED)
+def test_the_published_numbers_come_from_the_published_launches(
+    mode: str, metric: str, between: float, finds: list[float]
+) -> None:
+    with (ROOT / "reports/samples/noise-2xh200/launches.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["mode"] == mode and row["start"] in "23"]
+    launches = [
+        LaunchValue(
+            index=int(row["index"]), order=int(row["order"]), step_s=float(row["step_s"]),
+            device_work_s=float(row["device_work_s"]), host={"names": [row["start"]]},
+        )
+        for row in rows
+    ]  # fmt: skip
+    noise = noise_of([CELL.model_copy(update={"launch_values": launches})], metric)
+    assert noise is not None and noise.between is not None
+    assert 100 * noise.between == pytest.approx(between, abs=0.0051)
+    assert [100 * (noise.finds(count) or 0) for count in (3, 5, 8)] == pytest.approx(
+        finds, abs=0.06
+    )  # of launches rounded to microseconds
 
 
 def test_starts_that_differ_by_chance_only_add_nothing() -> None:

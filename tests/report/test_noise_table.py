@@ -11,6 +11,7 @@ from epbench.cli import app
 from epbench.errors import RunError
 from epbench.records import LaunchValue, RunView
 from epbench.report.noise_table import noise_json, render_noise
+from epbench.report.text import UNKNOWN
 from epbench.store import CellEntry, create_run
 from tests.report.sample import DP4, measured_cell, run_record, view_of
 
@@ -48,11 +49,18 @@ def test_a_row_for_each_metric_over_all_runs() -> None:
 
 
 def test_json_has_the_smallest_detectable_change_of_each_number_of_launches() -> None:
-    found = json.loads(noise_json(VIEWS))["cells"]
-    assert [row["metric"] for row in found] == ["step_s", "device_work_s"]
+    found = json.loads(noise_json([*VIEWS, run_on("a", 0.301, 0.302)]))["cells"]
+    assert [(row["metric"], row["degrees"]) for row in found] == [("step_s", 4), ("device_work_s", 4)]
     changes = found[0]["smallest_detectable_change"]
     assert list(changes) == ["3", "5", "8"]
     assert changes["3"] > changes["5"] > changes["8"] > 0
+
+
+def test_two_pairs_of_launches_are_too_few_to_tell_what_can_be_found() -> None:
+    assert json.loads(noise_json(VIEWS))["cells"][0]["smallest_detectable_change"] == dict.fromkeys("358")
+    step = next(line for line in render_noise(VIEWS).splitlines() if line.startswith(CELL.id[:12]))
+    assert step.split()[-3:] == [UNKNOWN] * 3
+    assert "a dash where launches less starts are fewer than 4" in render_noise(VIEWS).replace("\n", " ")
 
 
 def test_runs_that_are_no_sample_of_one_thing_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from epbench.analysis.noise import ALPHA, METRICS, POWER, noise_of
+from epbench.analysis.noise import ALPHA, METRICS, MIN_DEGREES, POWER, noise_of
 from epbench.analysis.work import loss_bound
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, launch_spread, step_launches
@@ -21,7 +21,8 @@ _CAPTION = (
     "machine start is a set of hosts and GPUs; launches of one start are likely to be closer to each other. The table "
     "has standard deviations: of the steps within a launch, between launches of one start, and between starts; "
     f"'finds at K' is the slowdown that K launches an arm, interleaved, find in {100 * POWER:.0f} % of comparisons, at "
-    f"{100 * ALPHA:.0f} % false alarms."
+    f"{100 * ALPHA:.0f} % false alarms; a dash where launches less machine starts are fewer than "
+    f"{MIN_DEGREES}, for then the true scatter between launches may be more than 3 times the one that is shown."
 )
 _CANARY = (
     "Three fixed pieces of work, apart from any cell, before the first and after the last launch of a sitting: medians "
