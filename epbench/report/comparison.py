@@ -9,15 +9,15 @@ All comparisons are of speed: a ratio of 1.107 is 10.7 % more tokens a second th
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from epbench.analysis.statistics import Interval, launch_interval, ratio_interval
 from epbench.analysis.work import WAYS, work_key
 from epbench.records import CellResult, RunView
 from epbench.report.data import RunData
-from epbench.report.text import clean
+from epbench.report.text import clean, mark, shortened, told_apart
 
 __all__ = [
     "Compared",
@@ -33,26 +33,41 @@ __all__ = [
     "throughput",
 ]
 
+_ROUTING = 40  # characters of a routing's name: "replay:" is followed by a path
 _SIZE = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Keys of model and train that differ between the cells of a run: what a name has to say."""
+    """Keys of model and train that differ between the cells of a run: what a name has to say.
+
+    ``routings`` are their short texts; ``arm_marks`` and ``work_marks``, by cell id, end the names that would
+    otherwise be those of other cells, or of other work.
+    """
 
     model_keys: tuple[str, ...]
     train_keys: tuple[str, ...]
     has_routings: bool
     has_worlds: bool
+    routings: Mapping[str, str] = field(default_factory=dict)
+    arm_marks: Mapping[str, str] = field(default_factory=dict)
+    work_marks: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, view: RunView) -> "Naming":
         """The naming of a run."""
-        return cls(
+        plain = cls(
             model_keys=_varying(cell.model for cell in view.cells),
             train_keys=_varying(cell.train for cell in view.cells),
             has_routings=len({cell.routing for cell in view.cells}) > 1,
             has_worlds=len({cell.world_size for cell in view.cells}) > 1,
+            routings=told_apart((cell.routing for cell in view.cells), _ROUTING),
+        )
+        works = {cell.cell: work_key(cell) for cell in view.cells}
+        return replace(
+            plain,
+            arm_marks=_marks((cell.cell, works[cell.cell] + plain.arm(cell), cell.cell) for cell in view.cells),
+            work_marks=_marks((cell.cell, plain.work(cell), works[cell.cell]) for cell in view.cells),
         )
 
     @property
@@ -65,10 +80,15 @@ class Naming:
         ways = [key for key in self.train_keys if key in WAYS]
         return ", ".join([clean(cell.layout, 60), *_settings(cell.train, ways)])
 
+    def routing(self, cell: CellResult) -> str:
+        """How tokens choose experts, short, and unique in the run."""
+        return self.routings.get(cell.routing) or shortened(cell.routing, _ROUTING)
+
     def arm(self, cell: CellResult) -> str:
         """Unique name inside a group: ``dp4-ep4 compiled``."""
         layout, _, ways = self.layout(cell).partition(", ")
-        return f"{layout} {clean(cell.mode, 20)}" + (f", {ways}" if ways else "")
+        name = f"{layout} {clean(cell.mode, 20)}" + (f", {ways}" if ways else "")
+        return name + self.arm_marks.get(cell.cell, "")
 
     def size(self, cell: CellResult) -> str:
         """Experts / experts per token / width of an expert, then other sizes that vary: ``128 / 8 / 768``."""
@@ -83,7 +103,7 @@ class Naming:
 
     def conditions(self, cell: CellResult) -> str:
         """Routing, ranks and settings that vary and change the work, the model's size left out."""
-        parts = [f"{clean(cell.routing, 40)} routing"] if self.has_routings else []
+        parts = [f"{self.routing(cell)} routing"] if self.has_routings else []
         parts += [f"{cell.world_size} ranks"] if self.has_worlds else []
         parts += _settings(cell.train, [key for key in self.train_keys if key not in WAYS])
         return ", ".join(parts)
@@ -91,7 +111,7 @@ class Naming:
     def work(self, cell: CellResult) -> str:
         """What sets a cell's group apart from the other groups of the run; empty if there is one group."""
         size = self.size_in_words(cell) if self.has_sizes else ""
-        return ", ".join(part for part in (size, self.conditions(cell)) if part)
+        return ", ".join(part for part in (size, self.conditions(cell)) if part) + self.work_marks.get(cell.cell, "")
 
     def full(self, cell: CellResult) -> str:
         """Unique name inside the run."""
@@ -100,7 +120,8 @@ class Naming:
     def with_work(self, name: str, cell: CellResult) -> str:
         """A name from inside a group, followed by what sets the group apart, in short."""
         size = self.size(cell) if self.has_sizes else ""
-        return ", ".join(part for part in (name, size, self.conditions(cell)) if part)
+        parts = (name, size, self.conditions(cell))
+        return ", ".join(part for part in parts if part) + self.work_marks.get(cell.cell, "")
 
     def _other_sizes(self) -> list[str]:
         return [key for key in self.model_keys if key not in (*_SIZE, "preset", "total_layers")]
@@ -244,9 +265,18 @@ def _varying(tables: Iterable[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(key for key, found in values.items() if len(found) > 1)
 
 
+def _marks(named: Iterable[tuple[str, str, str]]) -> dict[str, str]:
+    """By cell, of (cell, name, what it stands for): what to add to names that stand for more than one thing."""
+    named = list(named)
+    meant: dict[str, set[str]] = {}
+    for _, name, what in named:
+        meant.setdefault(name, set()).add(what)
+    return {cell: f" {mark(what)}" for cell, name, what in named if len(meant[name]) > 1}
+
+
 def _size_of(cell: CellResult) -> list[str]:
     return [clean(str(cell.model.get(key, "?")), 12) for key in _SIZE]
 
 
 def _settings(table: dict[str, Any], keys: list[str]) -> list[str]:
-    return [f"{key} {clean(str(table.get(key)), 40)}" for key in keys]
+    return [f"{key} {shortened(str(table.get(key)), 40)}" for key in keys]

@@ -134,7 +134,7 @@ def _rows(compared: Compared) -> dict[str, Any]:
         "table": table,
         "tall": {at for at, row in enumerate(table.rows) if any(" [" in value.text for value in row)},
         "details": [details_of(cell, compared.data) for cell in view.cells],
-        "routings": sorted({clean(cell.routing, 40) for cell in view.cells}),
+        "routings": sorted({naming.routing(cell) for cell in view.cells}),
         "references": [naming.full(reference) for _, reference in chosen],
         "choices": [
             {
@@ -159,7 +159,10 @@ def _anchors(places: list[SectionPlace]) -> set[str]:
 
 
 def _picks(compared: Compared, places: list[SectionPlace]) -> dict[str, dict[str, str]]:
-    """By picker and label, the short value that stands for the label in the page's address: a cell's id, a number."""
+    """By picker and label, the short value that stands for the label in the page's address: a cell's id, a number.
+
+    Naming makes a label of each cell and each group that no other has.
+    """
     labels: dict[str, dict[str, str]] = {"work": {}, "cell": {}}
     for chart in (chart for place in places for chart in place.charts):
         labels.setdefault(chart.chart.picker, {}).update({label: label for label in chart.labels})

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from epbench.records import CellResult
-from epbench.report.comparison import Compared, is_measured, speed_ratio
+from epbench.report.comparison import Compared, Naming, is_measured, speed_ratio
 from epbench.report.tables import Table, Value
-from epbench.report.text import clean, number, speed_up
+from epbench.report.text import number, speed_up
 
 __all__ = ["routing_pairs", "routings_table"]
 
@@ -50,18 +50,18 @@ def routings_table(compared: Compared) -> Table | None:
         "fan-out",
     )
     naming = replace(compared.naming, has_routings=False)
-    rows = tuple(_row(naming.full(cells[0]), cell, cells[0]) for cells in pairs for cell in cells)
+    rows = tuple(_row(naming, cell, cells[0]) for cells in pairs for cell in cells)
     return Table(titles, rows, numbers=(False, False, True, True, True, True, True))
 
 
-def _row(name: str, cell: CellResult, first: CellResult) -> tuple[Value, ...]:
+def _row(naming: Naming, cell: CellResult, first: CellResult) -> tuple[Value, ...]:
     ratio = speed_ratio(cell, first)
     against = Value("first", 1.0) if cell is first else Value(speed_up(ratio), ratio.value if ratio else None)
     load = cell.expert_load
     loads = (load.max_over_mean, load.rank_max_over_mean, load.fan_out)
     return (
-        Value(name),
-        Value(clean(cell.routing, 40)),
+        Value(naming.full(first)),
+        Value(naming.routing(cell)),
         Value(number(cell.tokens_per_s_per_rank), cell.tokens_per_s_per_rank),
         against,
         *(Value(number(value), value) for value in loads),

@@ -5,6 +5,9 @@ Human units (ms, GiB, GB/s, %) exist only here. A value that is not known prints
 
 import math
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from hashlib import sha256
 
 from epbench.analysis.statistics import Interval
 
@@ -16,11 +19,14 @@ __all__ = [
     "gib",
     "interval",
     "join",
+    "mark",
     "ms",
     "number",
     "percent",
+    "shortened",
     "slow_down",
     "speed_up",
+    "told_apart",
     "us",
 ]
 
@@ -34,6 +40,25 @@ def clean(text: str, limit: int = 200) -> str:
     """
     line = "".join("\ufffd" if _is_unsafe(character) else character for character in text[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def shortened(text: str, limit: int) -> str:
+    """As :func:`clean`, but a longer text loses its middle: two paths differ at their ends."""
+    head = limit // 4
+    whole = len(text) <= limit
+    return clean(text, limit) if whole else f"{clean(text[:head])}…{clean(text[1 + head - limit :])}"
+
+
+def told_apart(values: Iterable[str], limit: int) -> dict[str, str]:
+    """The short text of each value; where those of two values are the same, each has its :func:`mark`."""
+    texts = {value: shortened(value, limit) for value in values}
+    counts = Counter(texts.values())
+    return {value: text if counts[text] == 1 else f"{text} {mark(value)}" for value, text in texts.items()}
+
+
+def mark(value: str) -> str:
+    """``#1a2b``, from the digest of a value that no short text tells from another."""
+    return f"#{sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:4]}"
 
 
 def _is_unsafe(character: str) -> bool:

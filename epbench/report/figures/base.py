@@ -13,7 +13,7 @@ from typing import Any
 
 from epbench.analysis.statistics import Interval
 from epbench.report.figures.draft import Draft
-from epbench.report.text import clean
+from epbench.report.text import shortened
 
 __all__ = [
     "BLUE",
@@ -116,7 +116,7 @@ def name_rows(figure: Draft, names: Sequence[str]) -> None:
 
 def safe(text: str) -> str:
     """A name as plotly text, which reads some HTML: escaped, so that it stays a name."""
-    return html.escape(clean(text, 160), quote=False)
+    return html.escape(shortened(text, 160), quote=False)
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:

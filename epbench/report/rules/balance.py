@@ -10,7 +10,7 @@ from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, speed_ratio
 from epbench.report.routing_pairs import routing_pairs
 from epbench.report.rules.model import Finding, best_of, gain
-from epbench.report.text import clean, number, slow_down, speed_up
+from epbench.report.text import number, slow_down, speed_up
 
 __all__ = ["crossover", "imbalance_cost", "uneven_ranks"]
 
@@ -26,7 +26,8 @@ def imbalance_cost(compared: Compared) -> Finding | None:
         return None
     ratio, even, other = min(told, key=lambda one: one[0].value)
     name = replace(compared.naming, has_routings=False).full(other)
-    text = f"{name} does {slow_down(ratio)} fewer tokens/s with {_routing(other)} than with {_routing(even)}."
+    uneven, evener = (_routing(compared, cell) for cell in (other, even))
+    text = f"{name} does {slow_down(ratio)} fewer tokens/s with {uneven} than with {evener}."
     return Finding(text, "imbalance", 1 - ratio.value)
 
 
@@ -40,8 +41,8 @@ def _load(cell: CellResult) -> float | None:
     return cell.expert_load.max_over_mean
 
 
-def _routing(cell: CellResult) -> str:
-    return f"{clean(cell.routing, 40)} routing (expert max / mean {number(_load(cell), 2)})"
+def _routing(compared: Compared, cell: CellResult) -> str:
+    return f"{compared.naming.routing(cell)} routing (expert max / mean {number(_load(cell), 2)})"
 
 
 def crossover(compared: Compared) -> Finding | None:
@@ -84,8 +85,8 @@ def _change(compared: Compared, even: Group, other: Group) -> Finding | None:
     if _arm(now) not in {_arm(cell) for cell in even.measured}:  # it may have been fastest all along
         return None
     name = replace(compared.naming, has_routings=False).full
-    text = f"The winner changes from {name(was)} to {name(now)} with {_routing(now)}: there it is {speed_up(ratio)}"
-    return Finding(f"{text} against it.", "imbalance", gain(ratio))
+    text = f"The winner changes from {name(was)} to {name(now)} with {_routing(compared, now)}"
+    return Finding(f"{text}: there it is {speed_up(ratio)} against it.", "imbalance", gain(ratio))
 
 
 def uneven_ranks(compared: Compared) -> Finding | None:

@@ -129,8 +129,8 @@ def _imbalance_charts(compared: Compared) -> tuple[Chart, ...]:
         f"{INTERVALS}"
     )
     charts = (
-        Chart("imbalance", "Throughput against imbalance of ranks", ranks, by_rank),
-        Chart("imbalance-experts", "Throughput against imbalance of experts", experts, by_expert),
+        Chart("imbalance", "Throughput against imbalance of ranks", ranks, by_rank, picker="setting"),
+        Chart("imbalance-experts", "Throughput against imbalance of experts", experts, by_expert, picker="setting"),
     )
     return tuple(chart for chart in charts if chart.variants)
 
@@ -183,7 +183,7 @@ def _imbalance_row(compared: Compared, cell: CellResult, first: CellResult) -> t
     against = Value("first", 1.0) if cell is first else Value(speed_up(ratio), ratio.value if ratio else None)
     return (
         Value(compared.naming.arm(cell)),
-        Value(clean(cell.routing, 40)),
+        Value(compared.naming.routing(cell)),
         _ratio(cell.expert_load.rank_max_over_mean),
         _ratio(cell.expert_load.max_over_mean),
         Value(number(cell.tokens_per_s_per_rank), cell.tokens_per_s_per_rank),
