@@ -8,6 +8,8 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,9 @@ from epbench.report.build import build_html
 from epbench.report.comparison import Compared, speed_ratio
 from epbench.report.data import RunData
 from tests.report.browser import Opened, all_drawn, chromium, opened, require_browser, settled
-from tests.report.gallery import hostile_run
-from tests.report.sample import HOSTILE, sample_view
-from tests.report.sample_data import many_cells, sample_data
+from tests.report.gallery import cell_of, hostile_run
+from tests.report.sample import DP4, DP4_EP4, FEW, HOSTILE, WIDE, measured_cell, sample_view, view_of
+from tests.report.sample_data import data_of, many_cells, sample_data
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -35,6 +37,7 @@ PAGES: dict[str, Callable[[], RunData]] = {
     "sample": sample_data,
     "hostile": lambda: hostile_run(SHOUT + HOSTILE),
     "small device": lambda: on_small_device(sample_view()),
+    "sizes and routings": lambda: sizes_and_routings(),
     "24 cells": lambda: many_cells(24),
     "200 cells": lambda: many_cells(200),
 }
@@ -283,6 +286,35 @@ def test_the_address_shows_again_what_was_set(sample: Opened, browser: "Browser"
         assert again.value(SEEN) == sample.value(SEEN)
         changed = [key for key, value in again.value(SEEN).items() if value != untouched[key]]
     assert set(changed) >= {"picks", "references", "rows", "theme"}
+
+
+def sizes_and_routings() -> RunData:
+    """Groups that differ in both, of which one cell each has no timeline."""
+    works = product((WIDE, FEW), ("natural", "zipf:1"))
+    cells = [
+        measured_cell(cell_of(layout, model=model, routing=routing), step_s, sign=sign)
+        for model, routing in works
+        for layout, step_s, sign in ((DP4, 0.36, 1), (DP4_EP4, 0.32, -1))
+    ]
+    data = data_of(view_of(cells))
+    return replace(data, timelines={cell: one for cell, one in data.timelines.items() if "dp4-ep4" in cell})
+
+
+def test_what_is_picked_follows_from_the_address_alone(browser: "Browser", page: Callable[[str], Path]) -> None:
+    """Pickers of different things do not move each other, nor does it matter what a chart showed before."""
+    with opened(browser, page("sizes and routings")) as found:
+        untouched = found.value(SEEN)
+        picks = {"nav": 2, "#sizes-chart": 1, "#imbalance": 1, "#memory-timeline": 1, "#step-parts-per-rank": 2}
+        for place, index in picks.items():
+            found.page.locator(f"{place} select").select_option(index=index)
+        settled(found)
+        places = [found.page.locator(f"{place} select").evaluate("(one) => one.selectedIndex") for place in picks]
+        assert places == [2, 1, 1, 0, 2], "of the last cell that was picked there is no timeline"
+        with opened(browser, page("sizes and routings"), "#" + found.page.url.partition("#")[2]) as again:
+            assert again.value(SEEN) == found.value(SEEN) != untouched
+        found.value("location.hash = ''")
+        settled(found)
+        assert found.value(SEEN) == untouched
 
 
 def test_a_finding_leads_to_its_chart_and_back(sample: Opened) -> None:

@@ -1,11 +1,11 @@
 // Pickers: one value for the whole page of what is picked (a group of comparable cells, a cell). A chart that has
-// nothing for the value keeps what it shows, and its picker says what that is.
+// nothing for the value shows its first variant, as its picker says: what is seen follows from the address alone.
 const pickers = (() => {
   const STATE = { work: "group", cell: "cell" };
   const of = (name) => all("select[data-picker]").filter((select) => select.dataset.picker === name);
 
   function showVariant(figure, select) {
-    const index = Math.max(select.selectedIndex, 0);
+    const index = select.selectedIndex;
     const chart = figure.querySelector(".chart");
     const label = select.options[index].textContent;
     const name = `${chart.dataset.label}, ${label}`;
@@ -21,9 +21,8 @@ const pickers = (() => {
 
   function pick(name, value) {
     for (const select of of(name)) {
-      const index = [...select.options].findIndex((option) => option.value === value);
       const figure = select.closest("figure");
-      if (index >= 0) select.selectedIndex = index;
+      select.selectedIndex = Math.max([...select.options].findIndex((option) => option.value === value), 0);
       if (figure) showVariant(figure, select);
     }
   }

@@ -9,7 +9,8 @@ from epbench.report.tables import Table
 __all__ = ["INTERVALS", "Chart", "Picker", "Section", "TitledTable", "Variant"]
 
 INTERVALS = "Bars are 95 % intervals over launches; a point without a bar has fewer than three valid launches."
-Picker = Literal["work", "cell", "groups"]
+# What is picked: comparable cells, one cell, groups of ranks, all settings but the model, all but the routing.
+Picker = Literal["work", "cell", "groups", "conditions", "setting"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Chart:
     title: str
     caption: str
     variants: tuple[Variant, ...]  # at least one
-    picker: Picker = "work"  # charts with the same picker change together: comparable cells, one cell, groups of ranks
+    picker: Picker = "work"  # charts with the same picker change together
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def sizes_section(compared: Compared) -> Section | None:
     if not found:
         return Section(key, title, missing="No layout was measured with more than one model size.")
     variants = tuple(_variant(compared, conditions, rows) for conditions, rows in found.items())
-    return Section(key, title, (Chart("sizes-chart", "Throughput by size", _CAPTION, variants),))
+    return Section(key, title, (Chart("sizes-chart", "Throughput by size", _CAPTION, variants, picker="conditions"),))
 
 
 def _variant(compared: Compared, conditions: str, rows: Rows) -> Variant:
