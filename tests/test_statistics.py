@@ -111,6 +111,11 @@ def test_ties_name_the_fastest_first_and_leave_out_the_slower() -> None:
     assert ties({"none": {}}) == []
 
 
+def test_arms_tied_with_a_noisy_fastest_are_told_from_each_other() -> None:
+    arms = {"noisy": arm(90, 100, 135), "sure": arm(101, 101.1, 101.2), "slow": arm(120, 120.1, 120.2)}
+    assert ties(arms) == ["noisy", "sure"]
+
+
 def test_an_arm_of_two_launches_is_never_told_apart() -> None:
     assert ties({"a": arm(1.0, 1.01, 0.99), "b": arm(9.0, 9.0)}) == ["a", "b"]
 

@@ -88,18 +88,21 @@ def unpaired_ratio(base: Sequence[float], other: Sequence[float]) -> Interval | 
 
 
 def ties(arms: Mapping[str, Mapping[int, float]]) -> list[str]:
-    """The arms that cannot be told from the fastest, fastest first, the fastest among them.
+    """The arms that none is faster than, as far as intervals tell: the lowest median first, no two told apart.
 
-    An arm ties if the interval of its ratio to the fastest holds 1 or is unknown. One name in the answer
-    means that this arm is fastest; that claim needs no correction for the number of arms, because the best of
-    many equal arms must beat the *second* best, which selection made fast too (Gutmann and Maymin, Annals of
-    Statistics 15, 1987).
+    An arm is left out if the interval of its ratio to any other, be it the fastest or not, says that it is slower:
+    where the fastest scatters so much that nothing can be told from it, the others still can from each other. One
+    name in the answer means that this arm is fastest; that claim needs no correction for the number of arms, because
+    the best of many equal arms must beat the *second* best, which selection made fast too (Gutmann and Maymin, Annals
+    of Statistics 15, 1987).
     """
     ranked = sorted((name for name in arms if arms[name]), key=lambda name: median(arms[name].values()))
-    if not ranked:
-        return []
-    fastest = arms[ranked[0]]
-    return ranked[:1] + [name for name in ranked[1:] if not _differ(fastest, arms[name])]
+    # An interval holds its value, so only an arm with a lower median can be told to be faster.
+    return [
+        name
+        for place, name in enumerate(ranked)
+        if not any(_differ(arms[faster], arms[name]) for faster in ranked[:place])
+    ]
 
 
 def _differ(base: Mapping[int, float], other: Mapping[int, float]) -> bool:

@@ -90,7 +90,16 @@ def choice_of(compared: Compared, cells: Sequence[CellResult]) -> Choice:
     points = tuple(_point(compared, found, index, row) for index, row in enumerate(steps))
     best = pareto((point.cell.cell, float(point.peak_bytes), point.tokens_per_s.value) for point in points)
     line = tuple(point for point in points if point.cell.cell in best)
-    return Choice(points, line, tuple(_answers(compared, points, steps)))
+    return Choice(points, line, tuple(_answers(compared, points, [_first_faster(row) for row in steps])))
+
+
+def _first_faster(others: Sequence[Interval]) -> int:
+    """Place of the first, by peak, that a cell is slower than by its interval; beyond all others if there is none."""
+    return next((place for place, speed in enumerate(others) if _is_faster(speed)), len(others))
+
+
+def _is_faster(speed: Interval) -> bool:
+    return speed.excludes(1.0) and speed.value > 1.0
 
 
 def _peak(compared: Compared, cell: CellResult) -> int:
@@ -116,7 +125,7 @@ def _standing(
     rivals: Sequence[tuple[CellResult, Interval]],
 ) -> tuple[Standing, tuple[CellResult, Interval] | None]:
     """Of a cell, given how many times as fast each cell is that needs no more memory."""
-    faster = [(cell, speed) for cell, speed in rivals if speed.excludes(1.0) and speed.value > 1.0]
+    faster = [(cell, speed) for cell, speed in rivals if _is_faster(speed)]
     if faster:
         return "dominated", max(faster, key=lambda rival: rival[1].value)
     return ("on" if all(speed.excludes(1.0) for _, speed in rivals) else "may be"), None
@@ -132,7 +141,7 @@ def answer_for(choice: Choice, room: Room, free_bytes: int) -> str:
     return f"With {gib(free_bytes)} GiB of {gib(room.capacity_bytes)} GiB kept free, {fitting[-1].text}"
 
 
-def _answers(compared: Compared, points: Sequence[Point], steps: Sequence[Sequence[Interval]]) -> Iterator[Answer]:
+def _answers(compared: Compared, points: Sequence[Point], first_faster: Sequence[int]) -> Iterator[Answer]:
     """One for each limit at which it changes; the first is for a limit that nothing fits in."""
     if points:
         yield Answer(0, f"nothing that was measured fits: the smallest peak is {gib(points[0].peak_bytes)} GiB.")
@@ -140,13 +149,14 @@ def _answers(compared: Compared, points: Sequence[Point], steps: Sequence[Sequen
     for count, point in enumerate(points, start=1):
         if count < len(points) and points[count].peak_bytes == point.peak_bytes:
             continue  # both fit or neither does
-        text = _answer(compared, points[:count], steps)
+        text = _answer(compared, points[:count], first_faster)
         if text != last:
             yield Answer(point.peak_bytes, text)
             last = text
 
 
-def _answer(compared: Compared, fitting: Sequence[Point], steps: Sequence[Sequence[Interval]]) -> str:
+def _answer(compared: Compared, fitting: Sequence[Point], first_faster: Sequence[int]) -> str:
+    """Of the points that fit; ``first_faster`` is the place among all points of the first that beats each."""
     ranked = [place for place, point in enumerate(fitting) if point.tokens_per_s.known]
     best = max(ranked or range(len(fitting)), key=lambda place: fitting[place].tokens_per_s.value)
     told = _told(compared, fitting[best])
@@ -154,7 +164,7 @@ def _answer(compared: Compared, fitting: Sequence[Point], steps: Sequence[Sequen
         return f"only {told} fits."
     if not ranked:
         return f"the highest median is that of {told}; below {MIN_LAUNCHES} valid launches nothing is ranked."
-    tied = [place for place in ranked if not steps[best][place].excludes(1.0) and place != best]
+    tied = [place for place in ranked if first_faster[place] >= len(fitting) and place != best]
     if not tied:
         return f"{told} is the fastest that fits{_unranked(fitting)}."
     least = fitting[min([best, *tied])]

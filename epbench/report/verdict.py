@@ -1,7 +1,8 @@
 """The sentence that a reader takes away, and only as much of it as the launches bear out.
 
-A layout is called fastest when the interval of its speed against every other excludes 1. Otherwise the cells
-that cannot be told apart are named as a tie. Cells with fewer than three valid launches are not ranked.
+A cell is slower if the interval of its speed against some other excludes 1. If that leaves one cell, it is called
+fastest; if it leaves several, none of them can be told from another, and they are named as a tie. Cells with fewer than
+three valid launches are not ranked.
 """
 
 from collections import Counter
@@ -148,7 +149,7 @@ def _tie_sentence(best: list[CellResult], others: list[CellResult], compared: Co
     naming = compared.naming
     names = join([naming.arm(cell) for cell in best])
     sentence = f"{names} cannot be told apart: the lowest median is that of {naming.arm(best[0])}, {_step(best[0])}"
-    sentence += f", and the interval of every one's speed against it contains 1.{_least_memory(best, compared)}"
+    sentence += f", and the interval of each one's speed against any other contains 1.{_least_memory(best, compared)}"
     if others:
         slower = "the other one is" if len(others) == 1 else f"the other {len(others)} ranked cells are"
         sentence += f" {slower[0].upper()}{slower[1:]} slower."

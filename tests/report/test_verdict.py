@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epbench.analysis.statistics import launch_interval
 from epbench.cells import Cell
 from epbench.layout import Layout
 from epbench.records import CellResult
@@ -77,6 +78,25 @@ def test_memory_is_told_against_what_the_device_has_where_that_is_known() -> Non
     assert verdicts(Compared.of(on_cpu))[0].sentence.endswith("; peak 50.5 GiB.")
     unknown: dict[str, Any] = {"peak_reserved_bytes": None, "peak_allocated_bytes": None}
     assert say(rows[0], cell(DP4_EP4, 0.3, **unknown))[0].sentence.endswith("faster than dp4 eager.")
+
+
+def timed(layout: Layout, *steps_ms: float, **fields: Any) -> CellResult:
+    """A cell with these launches."""
+    row = cell(layout, 1.0, launches=len(steps_ms), **fields)
+    steps = zip(row.launch_values, steps_ms, strict=True)
+    values = [launch.model_copy(update={"step_s": step_ms / 1e3}) for launch, step_ms in steps]
+    step = launch_interval([step_ms / 1e3 for step_ms in steps_ms])
+    assert step is not None
+    found = {"launch_values": values, "step_s": step.value, "step_s_low": step.low, "step_s_high": step.high}
+    return row.model_copy(update=found)
+
+
+def test_a_cell_that_is_slower_than_one_of_the_tied_is_not_among_them() -> None:
+    rows = [timed(DP4, 90, 100, 135), timed(DP4_EP4, 101, 101.1, 101.2), timed(TP2_EP4, 120, 120.1, 120.2)]
+    (verdict,) = say(*rows)
+    assert verdict.sentence.startswith("dp4 eager and dp4-ep4 eager cannot be told apart: ")
+    assert verdict.sentence.endswith("The other one is slower.")
+    assert [*verdict_words(Compared.of(view_of(rows))).values()] == ["tied", "tied", "slower"]
 
 
 def test_every_cell_has_a_word_that_its_intervals_bear_out() -> None:

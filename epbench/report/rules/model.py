@@ -49,7 +49,7 @@ def ranked(group: Group) -> list[CellResult]:
 
 
 def best_of(group: Group) -> list[CellResult]:
-    """The fastest cell of a group, then those that cannot be told from it; empty below two ranked cells."""
+    """Those of a group that cannot be told apart and no cell is faster than, see ``ties``; empty below two ranked."""
     cells = {cell.cell: cell for cell in ranked(group)}
     if len(cells) < 2:
         return []
