@@ -12,11 +12,10 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from epbench.analysis.statistics import CONFIDENCE, MIN_LAUNCHES, Interval
+from epbench.analysis.statistics import CONFIDENCE, MIN_LAUNCHES, Interval, Round
 
 __all__ = ["ratios_to"]
 
-Arm = Mapping[int, float]
 _Floats = NDArray[np.float64]
 
 
@@ -30,7 +29,7 @@ class _Arms:
     count: _Floats
 
     @classmethod
-    def of(cls, arms: Sequence[Arm]) -> "_Arms":
+    def of(cls, arms: Sequence[Mapping[Round, float]]) -> "_Arms":
         logs = [np.log(list(arm.values())) for arm in arms]
         squares = [values.var(ddof=1) / len(values) if len(values) > 1 else math.nan for values in logs]
         return cls(
@@ -41,31 +40,31 @@ class _Arms:
         )
 
 
-def ratios_to(arms: Sequence[Arm]) -> Iterator[list[Interval]]:
+def ratios_to(arms: Sequence[Mapping[Round, float]]) -> Iterator[list[Interval]]:
     """For each arm in turn, ``arm / other`` for all others in order, itself among them.
 
-    An arm maps the index of a valid launch to its value and has one at least.
+    An arm maps the round of a valid launch to its value, as for ``ratio_interval``, and has one at least.
     """
     if not arms:
         return
     found = _Arms.of(arms)
-    logs = _by_indices(arms)
+    logs = _by_rounds(arms)
     for index, arm in enumerate(arms):
         centre, half = _welch(found, index)
         alike, same = logs[frozenset(arm)]
-        if len(arm) > 1:  # launches of one index ran close together, so they are pairs
+        if len(arm) > 1:  # launches of one round ran close together, so they are pairs
             centre[alike], half[alike] = _paired(same, row=alike.index(index))
         yield _intervals(found, index, centre, half)
 
 
-def _by_indices(arms: Sequence[Arm]) -> dict[frozenset[int], tuple[list[int], _Floats]]:
+def _by_rounds(arms: Sequence[Mapping[Round, float]]) -> dict[frozenset[Round], tuple[list[int], _Floats]]:
     """Which arms have the same launches, and the logarithms of those, arm by arm."""
-    alike: dict[frozenset[int], list[int]] = {}
+    alike: dict[frozenset[Round], list[int]] = {}
     for place, arm in enumerate(arms):
         alike.setdefault(frozenset(arm), []).append(place)
     return {
-        indices: (places, np.log([[arms[place][index] for index in sorted(indices)] for place in places]))
-        for indices, places in alike.items()
+        rounds: (places, np.log([[arms[place][one] for one in arms[places[0]]] for place in places]))
+        for rounds, places in alike.items()
     }
 
 

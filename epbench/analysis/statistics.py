@@ -10,13 +10,24 @@ cannot go below zero. ``tests/test_statistics.py`` holds the coverage by simulat
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
+from typing import TypeVar
 
-__all__ = ["CONFIDENCE", "MIN_LAUNCHES", "Interval", "launch_interval", "ratio_interval", "ties", "unpaired_ratio"]
+__all__ = [
+    "CONFIDENCE",
+    "MIN_LAUNCHES",
+    "Interval",
+    "Round",
+    "launch_interval",
+    "ratio_interval",
+    "ties",
+    "unpaired_ratio",
+]
 
 CONFIDENCE = 0.95
+Round = TypeVar("Round", bound=Hashable)  # what tells launches that ran close together: their index, or more
 MIN_LAUNCHES = 3  # fewer give a value, no interval, and are never ranked
 
 
@@ -54,13 +65,14 @@ def launch_interval(values: Sequence[float]) -> Interval | None:
     return _interval(median(values), centre=fmean(logs), half=half)
 
 
-def ratio_interval(base: Mapping[int, float], other: Mapping[int, float]) -> Interval | None:
-    """``other / base`` with its 95 % interval; each argument maps the index of a valid launch to its value.
+def ratio_interval(base: Mapping[Round, float], other: Mapping[Round, float]) -> Interval | None:
+    """``other / base`` with its 95 % interval; each argument maps the round of a valid launch to its value.
 
     The value is the ratio of the two medians over launches, so that dividing two printed numbers gives it.
-    Launches of one run are interleaved, so launches of one index ran close together: where both arms have the
-    same indices the interval is that of the paired differences of logarithms; where a launch of one arm is
-    missing it is Welch's. None if an arm is empty; without bounds if an arm has fewer than three launches.
+    Launches of one run are interleaved, so launches of one round ran close together: where both arms have the
+    same rounds the interval is that of the paired differences of logarithms; where a launch of one arm is
+    missing it is Welch's. A round is the launch's index, and whatever else must be the same for a pair. None if
+    an arm is empty; without bounds if an arm has fewer than three launches.
     """
     if not base or not other:
         return None
@@ -69,7 +81,7 @@ def ratio_interval(base: Mapping[int, float], other: Mapping[int, float]) -> Int
         return Interval(value)
     if base.keys() != other.keys():
         return unpaired_ratio(list(base.values()), list(other.values()))
-    centre, half = _paired([math.log(other[index] / base[index]) for index in sorted(base)])
+    centre, half = _paired([math.log(other[one] / base[one]) for one in base])
     return _interval(value, centre=centre, half=half)
 
 
@@ -87,7 +99,7 @@ def unpaired_ratio(base: Sequence[float], other: Sequence[float]) -> Interval | 
     return _interval(value, centre=centre, half=half)
 
 
-def ties(arms: Mapping[str, Mapping[int, float]]) -> list[str]:
+def ties(arms: Mapping[str, Mapping[Round, float]]) -> list[str]:
     """The arms that none is faster than, as far as intervals tell: the lowest median first, no two told apart.
 
     An arm is left out if the interval of its ratio to any other, be it the fastest or not, says that it is slower:
@@ -105,7 +117,7 @@ def ties(arms: Mapping[str, Mapping[int, float]]) -> list[str]:
     ]
 
 
-def _differ(base: Mapping[int, float], other: Mapping[int, float]) -> bool:
+def _differ(base: Mapping[Round, float], other: Mapping[Round, float]) -> bool:
     ratio = ratio_interval(base, other)
     return ratio is not None and ratio.excludes(1.0)
 

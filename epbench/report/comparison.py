@@ -9,10 +9,11 @@ All comparisons are of speed: a ratio of 1.107 is 10.7 % more tokens a second th
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from epbench.analysis.noise import machine_start
 from epbench.analysis.statistics import Interval, launch_interval, ratio_interval
 from epbench.analysis.work import WAYS, work_key
 from epbench.records import CellResult, RunView
@@ -26,10 +27,12 @@ __all__ = [
     "groups_of",
     "is_measured",
     "launch_spread",
+    "on_unlike_starts",
     "pareto",
     "speed_ratio",
     "step_interval",
     "step_launches",
+    "step_rounds",
     "throughput",
 ]
 
@@ -208,6 +211,34 @@ def step_launches(cell: CellResult) -> dict[int, float]:
     }
 
 
+def step_rounds(cell: CellResult) -> dict[Hashable, float]:
+    """Step seconds of the valid launches by round: index and machine start.
+
+    Launches of two cells are pairs only within a round: a cell that another sitting measured on another machine has
+    the same indices, and shares nothing else with those. All starts that are not recorded count as one.
+    """
+    seconds = step_launches(cell)
+    return {
+        (launch.index, machine_start(launch)): seconds[launch.index]
+        for launch in cell.launch_values
+        if launch.valid and launch.index in seconds
+    }
+
+
+def on_unlike_starts(cells: Iterable[CellResult]) -> bool:
+    """Whether two of the cells are known to have been measured on other machine starts, or in a round of theirs."""
+    found = [_known_starts(cell) for cell in cells]
+    rounds = {one for starts in found for one in starts.items()}
+    return len({frozenset(starts.values()) for starts in found if starts}) > 1 or len(rounds) > len(dict(rounds))
+
+
+def _known_starts(cell: CellResult) -> dict[int, Hashable]:
+    """Machine start of the valid launches by index, where it is recorded."""
+    measured = step_launches(cell)
+    starts = {launch.index: machine_start(launch) for launch in cell.launch_values if launch.index in measured}
+    return {index: start for index, start in starts.items() if any(start)}
+
+
 def _step_value(cell: CellResult) -> float:
     interval = launch_interval(list(step_launches(cell).values()))
     assert interval is not None, f"{cell.cell} is measured but has no launch"
@@ -233,7 +264,7 @@ def speed_ratio(cell: CellResult, against: CellResult | None) -> Interval | None
     """How many times as fast ``cell`` is as ``against``; None without two cells that have numbers."""
     if against is None or cell.cell == against.cell or not (is_measured(cell) and is_measured(against)):
         return None
-    return ratio_interval(step_launches(cell), step_launches(against))
+    return ratio_interval(step_rounds(cell), step_rounds(against))
 
 
 def launch_spread(cell: CellResult) -> float | None:

@@ -17,7 +17,7 @@ from typing import Literal
 from epbench.analysis.pairwise import ratios_to
 from epbench.analysis.statistics import MIN_LAUNCHES, Interval
 from epbench.records import CellResult
-from epbench.report.comparison import Compared, pareto, step_launches, throughput
+from epbench.report.comparison import Compared, pareto, step_rounds, throughput
 from epbench.report.quantities import peak_bytes
 from epbench.report.selection import weighed
 from epbench.report.text import gib, join, number
@@ -86,7 +86,7 @@ def room_of(compared: Compared) -> Room | None:
 def choice_of(compared: Compared, cells: Sequence[CellResult]) -> Choice:
     """Of the cells of one group; those without a peak or a throughput are left out."""
     found = sorted(weighed(compared, cells), key=lambda cell: (_peak(compared, cell), cell.step_s or 0.0))
-    steps = list(ratios_to([step_launches(cell) for cell in found]))  # [a][b]: how many times as fast b is as a
+    steps = list(ratios_to([step_rounds(cell) for cell in found]))  # [a][b]: how many times as fast b is as a
     points = tuple(_point(compared, found, index, row) for index, row in enumerate(steps))
     best = pareto((point.cell.cell, float(point.peak_bytes), point.tokens_per_s.value) for point in points)
     line = tuple(point for point in points if point.cell.cell in best)

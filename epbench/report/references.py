@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from epbench.analysis.pairwise import ratios_to
-from epbench.report.comparison import Compared, Group, step_launches
+from epbench.report.comparison import Compared, Group, step_rounds
 from epbench.report.tables import Value
 from epbench.report.text import speed_up
 
@@ -20,7 +20,7 @@ def speeds_by_reference(compared: Compared) -> Mapping[str, Mapping[str, Value]]
 
 def _rows(group: Group) -> dict[str, dict[str, Value]]:
     names = [cell.cell for cell in group.measured]
-    ratios = ratios_to([step_launches(cell) for cell in group.measured])  # of steps, so reference over cell is speed
+    ratios = ratios_to([step_rounds(cell) for cell in group.measured])  # of steps, so reference over cell is speed
     return {
         reference: {
             name: Value("reference", 1.0) if name == reference else Value(speed_up(ratio), ratio.value)

@@ -12,7 +12,16 @@ from typing import Literal
 
 from epbench.analysis.statistics import MIN_LAUNCHES
 from epbench.records import CellResult, RunView
-from epbench.report.comparison import Compared, Group, Naming, is_measured, speed_ratio, step_interval, step_launches
+from epbench.report.comparison import (
+    Compared,
+    Group,
+    Naming,
+    is_measured,
+    on_unlike_starts,
+    speed_ratio,
+    step_interval,
+    step_launches,
+)
 from epbench.report.quantities import peak_bytes, peak_text
 from epbench.report.rules.model import best_of, ranked
 from epbench.report.text import gib, interval, join, ms, speed_up
@@ -106,6 +115,8 @@ def _verdict(group: Group, compared: Compared) -> Verdict:
     in_ranking = ranked(group)
     left_out = [naming.arm(cell) for cell in group.measured if cell not in in_ranking]
     note = f" Not ranked, fewer than {MIN_LAUNCHES} valid launches: {join(left_out)}." if left_out else ""
+    if on_unlike_starts(in_ranking):
+        note += " Not all ran on the same machine starts; what a start adds is in no interval."
     others = [cell for cell in in_ranking if cell not in best]
     if len(best) > 1:
         return Verdict("tie", group.work, _tie_sentence(best, others, compared) + note)

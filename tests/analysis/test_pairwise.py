@@ -1,6 +1,6 @@
 """All pairs at once say what one pair at a time says."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,8 @@ from epbench.analysis.pairwise import ratios_to
 from epbench.analysis.statistics import Interval, ratio_interval
 
 SECONDS = st.floats(0.01, 10.0)
-ARMS = st.lists(st.dictionaries(st.integers(0, 4), SECONDS, min_size=1, max_size=5), min_size=1, max_size=6)
+ROUNDS = st.tuples(st.integers(0, 4), st.sampled_from(["", "another machine start"]))
+ARMS = st.lists(st.dictionaries(st.integers(0, 4) | ROUNDS, SECONDS, min_size=1, max_size=5), min_size=1, max_size=6)
 
 
 def bounds(ratio: Interval | None) -> tuple[float, ...]:
@@ -21,7 +22,7 @@ def bounds(ratio: Interval | None) -> tuple[float, ...]:
 
 @settings(max_examples=60, deadline=None)  # the first example imports scipy
 @given(ARMS)
-def test_every_pair_is_that_of_ratio_interval(arms: Sequence[dict[int, float]]) -> None:
+def test_every_pair_is_that_of_ratio_interval(arms: Sequence[dict[Hashable, float]]) -> None:
     """Paired where the launches are the same, Welch's where one is missing, no bounds below three."""
     for row, arm in zip(ratios_to(arms), arms, strict=True):
         for found, other in zip(row, arms, strict=True):

@@ -1,5 +1,6 @@
 """What may be said: fastest only where every interval says so, ties as ties, sizes never as layouts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from epbench.cells import Cell
 from epbench.layout import Layout
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, groups_of, pareto, speed_ratio
+from epbench.report.frontier import choice_of
 from epbench.report.text import clean, interval, number, speed_up
 from epbench.report.verdict import Verdict, by_importance, outcome_counts, summary, verdict_words, verdicts
 from tests.report.sample import DP4, DP4_EP4, FEW, TP2_EP4, measured_cell, sample_view, unmeasured_cell, view_of
@@ -80,11 +82,11 @@ def test_memory_is_told_against_what_the_device_has_where_that_is_known() -> Non
     assert say(rows[0], cell(DP4_EP4, 0.3, **unknown))[0].sentence.endswith("faster than dp4 eager.")
 
 
-def timed(layout: Layout, *steps_ms: float, **fields: Any) -> CellResult:
-    """A cell with these launches."""
-    row = cell(layout, 1.0, launches=len(steps_ms), **fields)
-    steps = zip(row.launch_values, steps_ms, strict=True)
-    values = [launch.model_copy(update={"step_s": step_ms / 1e3}) for launch, step_ms in steps]
+def timed(layout: Layout, *steps_ms: float, hosts: Sequence[dict[str, Any]] = ({}, {}, {})) -> CellResult:
+    """A cell with these three launches, on these hosts."""
+    row = cell(layout, 1.0)
+    launches = zip(row.launch_values, steps_ms, hosts, strict=True)
+    values = [one.model_copy(update={"step_s": step_ms / 1e3, "host": host}) for one, step_ms, host in launches]
     step = launch_interval([step_ms / 1e3 for step_ms in steps_ms])
     assert step is not None
     found = {"launch_values": values, "step_s": step.value, "step_s_low": step.low, "step_s_high": step.high}
@@ -97,6 +99,29 @@ def test_a_cell_that_is_slower_than_one_of_the_tied_is_not_among_them() -> None:
     assert verdict.sentence.startswith("dp4 eager and dp4-ep4 eager cannot be told apart: ")
     assert verdict.sentence.endswith("The other one is slower.")
     assert [*verdict_words(Compared.of(view_of(rows))).values()] == ["tied", "tied", "slower"]
+
+
+UNLIKE = "Not all ran on the same machine starts; what a start adds is in no interval."
+A, B = {"names": ["a"], "gpu_uuids": ["GPU-1"]}, {"names": ["b"], "gpu_uuids": ["GPU-2"]}
+STARTS: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]], str, bool]] = [
+    ("the same start", [A] * 3, [A] * 3, "fastest", False),
+    ("one sitting each", [A] * 3, [B] * 3, "tie", True),
+    ("another start in one round", [A, A, B], [A, B, B], "tie", True),
+    ("both moved after a round", [A, B, B], [A, B, B], "fastest", False),
+    ("not recorded", [{}] * 3, [{}] * 3, "fastest", False),
+    ("one not recorded", [A] * 3, [{}] * 3, "tie", False),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "kind", "is_told"), [it[1:] for it in STARTS], ids=[it[0] for it in STARTS])
+def test_launches_are_pairs_on_one_machine_start_only(
+    one: list[dict[str, Any]], other: list[dict[str, Any]], kind: str, is_told: bool
+) -> None:
+    rows = [timed(DP4, 290, 300, 310, hosts=one), timed(DP4_EP4, 285, 295, 305, hosts=other)]
+    (verdict,) = say(*rows)
+    assert (verdict.kind, UNLIKE in verdict.sentence) == (kind, is_told)
+    choice = choice_of(Compared.of(view_of(rows)), rows)
+    assert choice.points[-1].standing == ("dominated" if kind == "fastest" else "may be")
 
 
 def test_every_cell_has_a_word_that_its_intervals_bear_out() -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from epbench.analysis.statistics import MIN_LAUNCHES, Interval, ties
 from epbench.records import CellResult
-from epbench.report.comparison import Compared, Group, step_launches
+from epbench.report.comparison import Compared, Group, step_launches, step_rounds
 from epbench.report.text import join
 
 __all__ = [
@@ -53,7 +53,7 @@ def best_of(group: Group) -> list[CellResult]:
     cells = {cell.cell: cell for cell in ranked(group)}
     if len(cells) < 2:
         return []
-    return [cells[name] for name in ties({name: step_launches(cell) for name, cell in cells.items()})]
+    return [cells[name] for name in ties({name: step_rounds(cell) for name, cell in cells.items()})]
 
 
 def fastest_cells(compared: Compared) -> Iterator[CellResult]:
