@@ -26,13 +26,18 @@ __all__ = [
     "peak_word",
 ]
 
+_LONGEST, _LONGEST_TITLE = 2000, 100  # characters of an entry and of a title
+
 
 @dataclass(frozen=True)
 class Value:
-    """One entry of a table; ``sort`` is the number behind a text, None where there is none."""
+    """One entry of a table; ``sort`` is the number behind a text, None where there is none. Texts are cleaned here."""
 
     text: str
     sort: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", clean(self.text, _LONGEST))
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Titles and rows of equal length; ``numbers`` says which columns are aligned and sorted as numbers."""
+    """Titles and rows of equal length; ``numbers`` says which columns are aligned and sorted as numbers.
+
+    Titles, which may be keys of a record, are cleaned here.
+    """
 
     titles: tuple[str, ...]
     rows: tuple[tuple[Value, ...], ...]
     numbers: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "titles", tuple(clean(title, _LONGEST_TITLE) for title in self.titles))
 
     @classmethod
     def of(cls, titles: Sequence[str], rows: Iterable[tuple[Value, ...]], *, texts: int) -> "Table":
@@ -67,7 +78,7 @@ def cell_columns(compared: Compared) -> tuple[Column, ...]:
 
 def _name_columns(compared: Compared) -> tuple[Column, ...]:
     naming = compared.naming
-    routing = _text("routing", "routing", "How tokens choose experts", lambda cell: clean(cell.routing, 40))
+    routing = _text("routing", "routing", "How tokens choose experts", naming.routing)
     return (
         _text("outcome", "outcome", "How the cell ended", lambda cell: cell.outcome or NOT_RUN),
         _text("layout", "layout", "Degrees of the mesh axes; an axis of degree 1 is left out", naming.layout),
@@ -90,7 +101,7 @@ def _speed_columns(compared: Compared) -> tuple[Column, ...]:
         _text(
             "verdict",
             "verdict",
-            "Against the fastest cell of the group: fastest, tied (cannot be told from it) or slower; not ranked below "
+            "In its group: fastest, tied (no cell can be told to be faster) or slower than some cell; not ranked below "
             "three valid launches",
             lambda cell: words[cell.cell],
         ),
