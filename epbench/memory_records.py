@@ -26,7 +26,7 @@ class MemoryBytes(Frozen):
 
 
 class MemoryDetail(Frozen):
-    """Of the worst rank, but for the two lists, which have every rank's in order."""
+    """Of the rank that allocates most, but for the two lists, which have every rank's in order."""
 
     rank: int | None = None
     peak_allocated_bytes_per_rank: list[int] = Field(default_factory=list)
@@ -57,11 +57,14 @@ class RankMemory(Frozen):
 
 
 class PeakMemory(Frozen):
-    """Of the rank with the highest peak, the first of those; ``detail`` has every rank's peaks."""
+    """Of the rank that allocates most, the first of those, but for ``peak_reserved_bytes``, the highest of all ranks.
+
+    The rank that reserves most need not be the one that allocates most; ``detail`` has every rank's peaks of both.
+    """
 
     rank: int
     peak_allocated_bytes: int
-    peak_reserved_bytes: int | None
+    peak_reserved_bytes: int | None = Field(description="the highest of all ranks, not only of ``rank``")
     memory_bytes: MemoryBytes
     detail: MemoryDetail = MemoryDetail()
 
@@ -76,7 +79,7 @@ class PeakMemory(Frozen):
         return cls(
             rank=rank,
             peak_allocated_bytes=worst.peak_allocated_bytes,
-            peak_reserved_bytes=worst.peak_reserved_bytes,
+            peak_reserved_bytes=max(reserved, default=None),
             memory_bytes=worst.memory_bytes,
             detail=worst.detail.model_copy(update=lists),
         )

@@ -254,8 +254,10 @@ class CellResult(Frozen):
     tflops_causal: float | None = None
     tflops_full: float | None = None
     mfu: float | None = None
-    peak_allocated_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
+    peak_allocated_bytes: int | None = Field(None, description="the highest of all ranks")
+    peak_reserved_bytes: int | None = Field(
+        None, description="likewise, so not always of the rank that allocates most; of that rank in older records"
+    )
     memory_bytes: MemoryBytes = MemoryBytes()
     memory: MemoryDetail = MemoryDetail()
     breakdown_s: Breakdown = Field(Breakdown(), description="of the critical rank, the one with most device work")

@@ -10,6 +10,7 @@ from typing import Any
 from epbench.analysis.statistics import CONFIDENCE, Interval
 from epbench.records import CellResult
 from epbench.report.comparison import is_measured, step_interval, step_launches
+from epbench.report.quantities import reserved_bytes
 from epbench.report.rules.model import listed
 from epbench.report.runs import Change, ComparedRuns
 from epbench.report.tables import Table, Value
@@ -128,7 +129,7 @@ def _peaks(change: Change) -> list[int | None]:
 def _peak(cell: CellResult | None, *, is_reserved: bool) -> int | None:
     if cell is None:
         return None
-    return cell.peak_reserved_bytes if is_reserved else cell.peak_allocated_bytes
+    return reserved_bytes(cell) if is_reserved else cell.peak_allocated_bytes
 
 
 def differences_table(compared: ComparedRuns) -> Table:

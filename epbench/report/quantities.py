@@ -4,7 +4,16 @@ from epbench.records import CellResult, CollectiveRow
 from epbench.report.comparison import Compared
 from epbench.report.text import UNKNOWN, gib
 
-__all__ = ["exposed_share", "has_one_size", "lost_s", "peak_bytes", "peak_text", "peak_word"]
+__all__ = [
+    "exposed_share",
+    "has_one_size",
+    "lost_s",
+    "peak_bytes",
+    "peak_text",
+    "peak_word",
+    "reserved_at_peak",
+    "reserved_bytes",
+]
 
 _ONE_SIZE = 0.05  # by how much calls x the median call may be off the sum over calls
 
@@ -16,7 +25,20 @@ def peak_word(compared: Compared) -> str:
 
 def peak_bytes(cell: CellResult, compared: Compared) -> int | None:
     """The peak that ``peak_word`` names, of the worst rank."""
-    return cell.peak_reserved_bytes if peak_word(compared) == "reserved" else cell.peak_allocated_bytes
+    return reserved_bytes(cell) if peak_word(compared) == "reserved" else cell.peak_allocated_bytes
+
+
+def reserved_bytes(cell: CellResult) -> int | None:
+    """The highest reserved peak of all ranks; older records name that of the rank that allocates most."""
+    return max(cell.memory.peak_reserved_bytes_per_rank, default=cell.peak_reserved_bytes)
+
+
+def reserved_at_peak(cell: CellResult) -> int | None:
+    """The reserved peak of the rank that allocates most, whose parts the record has."""
+    reserved, allocated = cell.memory.peak_reserved_bytes_per_rank, cell.memory.peak_allocated_bytes_per_rank
+    if not reserved:
+        return cell.peak_reserved_bytes
+    return reserved[allocated.index(max(allocated))] if len(reserved) == len(allocated) else None
 
 
 def peak_text(cell: CellResult, compared: Compared) -> str:

@@ -186,15 +186,16 @@ def test_the_record_of_a_launch_is_of_the_worst_rank() -> None:
     parts = [MemoryBytes(params=1), MemoryBytes(params=2), MemoryBytes(params=3)]
     ranks = [
         RankMemory(
-            peak_allocated_bytes=peak, peak_reserved_bytes=peak + 1, memory_bytes=part, detail=MemoryDetail(rank=n)
+            peak_allocated_bytes=peak, peak_reserved_bytes=reserved, memory_bytes=part, detail=MemoryDetail(rank=n)
         )
-        for n, (peak, part) in enumerate(zip((5, 9, 9), parts, strict=True))
+        for n, (peak, reserved, part) in enumerate(zip((5, 9, 9), (14, 10, 11), parts, strict=True))
     ]
     found = PeakMemory.of(ranks)
-    assert (found.rank, found.peak_allocated_bytes, found.peak_reserved_bytes) == (1, 9, 10)
+    assert (found.rank, found.peak_allocated_bytes) == (1, 9)
+    assert found.peak_reserved_bytes == 14  # of rank 0, which allocates least
     assert found.memory_bytes == parts[1]
     assert found.detail == MemoryDetail(
-        rank=1, peak_allocated_bytes_per_rank=[5, 9, 9], peak_reserved_bytes_per_rank=[6, 10, 10]
+        rank=1, peak_allocated_bytes_per_rank=[5, 9, 9], peak_reserved_bytes_per_rank=[14, 10, 11]
     )
 
 

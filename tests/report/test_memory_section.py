@@ -16,6 +16,7 @@ from epbench.report.data import RunData
 from epbench.report.figures.base import Figure
 from epbench.report.figures.memory import PARTS, thinned, timeline_figure
 from epbench.report.figures.units import Unit
+from epbench.report.quantities import peak_bytes
 from epbench.report.sections.memory import memory_section
 from epbench.report.sections.model import Chart, Variant
 from tests.report.sample import DP4, DP4_EP4, HOSTILE, measured_cell, unmeasured_cell, view_of
@@ -83,6 +84,23 @@ def test_the_bars_of_a_cell_add_up_to_its_peak_and_to_what_is_reserved(sample: C
         assert sum(lengths[part] for part in PARTS) == pytest.approx(cell.peak_allocated_bytes / GIB, rel=1e-3)
         unused = (cell.peak_reserved_bytes - cell.peak_allocated_bytes) / GIB
         assert lengths["reserved, not allocated"] == pytest.approx(unused, rel=1e-3)
+
+
+@pytest.mark.parametrize("recorded", [138, 105], ids=["of all ranks", "older, of rank 0"])
+def test_a_rank_that_reserves_most_need_not_be_the_one_that_is_drawn(recorded: int) -> None:
+    ranks = MemoryDetail(
+        rank=0,
+        peak_allocated_bytes_per_rank=[100 * GIB, 99 * GIB],
+        peak_reserved_bytes_per_rank=[105 * GIB, 138 * GIB],
+    )
+    cell = cell_of(100, recorded, memory=ranks)
+    variant = only(cell, "memory-parts")
+    assert traces(variant.figure)["reserved, not allocated"]["x"] == [5]
+    assert variant.note == "Another rank than the one that is drawn reserves most: dp4-ep4 eager (138 GiB)."
+    assert variant.table is not None
+    told = dict(zip(variant.table.titles, (value.text for value in variant.table.rows[0]), strict=True))
+    assert (told["peak reserved, GiB"], told["reserved, not allocated, GiB"]) == ("138", "5.00")
+    assert peak_bytes(cell, Compared.of(RunData(view_of([cell])))) == 138 * GIB
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from epbench.report.figures.memory import (
     timeline_figure,
 )
 from epbench.report.figures.units import Unit
+from epbench.report.quantities import reserved_at_peak, reserved_bytes
 from epbench.report.sections.memory_tables import moments_table, parts_table, predicted_table
 from epbench.report.sections.model import Chart, Section, Variant
 from epbench.report.text import clean, gib, join, percent
@@ -44,7 +45,7 @@ def _capacity(compared: Compared) -> str:
 
 
 def _parts(compared: Compared, unit: Unit) -> Chart:
-    caption = "The rank with the highest peak of each cell, at that peak; the cell that needs least first."
+    caption = "The rank that allocates most of each cell, at that peak; the cell that needs least first."
     if any(cell.peak_reserved_bytes for cell in compared.measured):
         caption += (
             " Hatched: what the allocator holds from the device beyond that, cached or in pieces too small to use; "
@@ -61,7 +62,13 @@ def _parts_of(compared: Compared, group: Group, unit: Unit) -> Variant | None:
     cells.sort(key=lambda cell: peak_row(compared, cell).total)
     shown = [peak_row(compared, cell) for cell in cells[:_MOST_CELLS]]
     figure = parts_figure(shown, unit, capacity=compared.view.environment.device_memory_bytes)
-    notes = (_cut(len(shown), len(cells)), _residents(cells), _out_of_memory(compared, group), _doubts(compared, cells))
+    notes = (
+        _cut(len(shown), len(cells)),
+        _reserve_more(compared, cells),
+        _residents(cells),
+        _out_of_memory(compared, group),
+        _doubts(compared, cells),
+    )
     note = " ".join(filter(None, notes))
     return Variant(group.work, figure, parts_table(compared, cells, unit), note)
 
@@ -74,12 +81,19 @@ def peak_row(compared: Compared, cell: CellResult) -> PeakRow:
         name=compared.naming.arm(cell),
         parts={part: count for part, count in known.items() if count is not None},
         allocated=cell.peak_allocated_bytes,
-        reserved=cell.peak_reserved_bytes,
+        reserved=reserved_at_peak(cell),
     )
 
 
 def _cut(shown: int, total: int) -> str:
     return f"The {shown} smallest of {total} cells are drawn; the table has all." if shown < total else ""
+
+
+def _reserve_more(compared: Compared, cells: Iterable[CellResult]) -> str:
+    """Cells where a rank that is not drawn takes more from its device than the one that is."""
+    pairs = ((cell, reserved_bytes(cell) or 0, reserved_at_peak(cell) or 0) for cell in cells)
+    names = [f"{compared.naming.arm(cell)} ({gib(most)} GiB)" for cell, most, drawn in pairs if gib(most) != gib(drawn)]
+    return f"Another rank than the one that is drawn reserves most: {join(names)}." if names else ""
 
 
 def _residents(cells: Iterable[CellResult]) -> str:

@@ -8,6 +8,7 @@ from epbench.records import CellResult
 from epbench.report.comparison import Compared
 from epbench.report.figures.memory import PARTS, Envelope
 from epbench.report.figures.units import Unit
+from epbench.report.quantities import reserved_at_peak, reserved_bytes
 from epbench.report.tables import Table, Value
 from epbench.report.text import UNKNOWN, clean, number, percent
 
@@ -36,7 +37,7 @@ def _columns(unit: Unit) -> list[_Counted]:
     return [
         *(_Counted(f"{part}, {name}", _part(part, unit)) for part in PARTS),
         _Counted(f"peak allocated, {name}", lambda cell: _bytes(cell.peak_allocated_bytes, unit)),
-        _Counted(f"peak reserved, {name}", lambda cell: _bytes(cell.peak_reserved_bytes, unit)),
+        _Counted(f"peak reserved, {name}", lambda cell: _bytes(reserved_bytes(cell), unit)),
         _Counted(f"reserved, not allocated, {name}", lambda cell: _bytes(_unused(cell), unit)),
         _Counted("fragmentation", lambda cell: Value(percent(cell.memory.fragmentation), cell.memory.fragmentation)),
         _Counted(f"inactive split, {name}", lambda cell: _bytes(cell.memory.inactive_split_bytes, unit)),
@@ -47,7 +48,10 @@ def _columns(unit: Unit) -> list[_Counted]:
         _Counted(f"outside torch, {name}", lambda cell: _bytes(cell.memory.outside_torch_bytes, unit)),
         _Counted("peak in", lambda cell: Value(cell.memory.peak_phase or UNKNOWN), is_number=False),
         _Counted("worst rank", lambda cell: _count(cell.memory.rank)),
-        _Counted(f"allocated of each rank, {name}", lambda cell: _ranks(cell, unit)),
+        _Counted(
+            f"allocated of each rank, {name}", lambda cell: _ranks(cell.memory.peak_allocated_bytes_per_rank, unit)
+        ),
+        _Counted(f"reserved of each rank, {name}", lambda cell: _ranks(cell.memory.peak_reserved_bytes_per_rank, unit)),
     ]
 
 
@@ -64,14 +68,15 @@ def _count(count: int | None) -> Value:
 
 
 def _unused(cell: CellResult) -> int | None:
-    if cell.peak_reserved_bytes is None or cell.peak_allocated_bytes is None:
+    """Of the rank that allocates most; what another rank reserves is no part of its memory."""
+    reserved = reserved_at_peak(cell)
+    if reserved is None or cell.peak_allocated_bytes is None:
         return None
-    return cell.peak_reserved_bytes - cell.peak_allocated_bytes
+    return max(0, reserved - cell.peak_allocated_bytes)
 
 
-def _ranks(cell: CellResult, unit: Unit) -> Value:
+def _ranks(counts: Sequence[int], unit: Unit) -> Value:
     """``45.9`` where all ranks agree in the digits shown, else from the least to the most: ``44.1 to 45.9``."""
-    counts = cell.memory.peak_allocated_bytes_per_rank
     if not counts:
         return Value(UNKNOWN)
     ends = list(dict.fromkeys(number(count / unit.bytes) for count in (min(counts), max(counts))))
