@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from epbench.cells import Cell, Frozen, digest
 from epbench.errors import RunError, StorageError
 from epbench.records import SCHEMA_VERSION, CellResult, RunRecord, RunView
+from epbench.wording import shown
 from epbench.writing import IMPOSSIBLE_PATH, append_line, replace_file, write_atomically, writing
 
 __all__ = [
@@ -189,12 +190,12 @@ def _read_run(path: Path) -> RunRecord:
         raise RunError(f"'{file}' is damaged: it is not what was written; run the scenario again")
     version = found.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise RunError(f"'{file}' is of schema {version}; this epbench reads schema {SCHEMA_VERSION}")
+        raise RunError(f"'{file}' is of schema {shown(version)}; this epbench reads schema {SCHEMA_VERSION}")
     try:
         return RunRecord.model_validate(found)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise RunError(f"'{file}' is damaged at '{where}'; run the scenario again") from None
+        raise RunError(f"'{file}' is damaged at {shown(where)}; run the scenario again") from None
 
 
 def _is_directory(path: Path) -> bool:

@@ -145,6 +145,7 @@ def test_latest_of_nothing(tmp_path: Path) -> None:
         ("{", "no readable run.json"),
         ('{"schema_version": 99}', "schema 99"),
         ('{"schema_version": 1}', "damaged at"),
+        ('{"schema_version": "\\u001b[31m"}', r"is of schema '\\x1b\[31m'"),
     ],
 )
 def test_a_directory_of_another_kind(tmp_path: Path, text: str, sentence: str) -> None:

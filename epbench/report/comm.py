@@ -81,7 +81,8 @@ def _how_to_read(view: RunView) -> list[str]:
 
 def render_comm(record: CommRecord, *, whole: bool = True) -> str:
     """Every partition with its table and fits, then the warnings; in short only the fits of what was traced."""
-    head = f"Collectives alone on {record.device}: {record.dtype}, {clean(record.data)}. Medians of the slowest group."
+    dtype = clean(record.dtype, 20)
+    head = f"Collectives alone on {record.device}: {dtype}, {clean(record.data)}. Medians of the slowest group."
     warnings = "\n".join(f"warning: {clean(text, 300)}" for text in record.warnings)
     partition = _partition if whole else _partition_in_short
     parts = [head, *map(partition, record.swept), warnings]
@@ -107,7 +108,7 @@ def _title(partition: Partition) -> str:
         axis if axis == "world" else f"{axis} of {_some(slugs)}" for axis, slugs in partition.used_by.items()
     )
     head = f"{count} group{'s' * (count > 1)} of {size} ranks, {shown}{more}"
-    return fill(f"{head}: {used}", 120, subsequent_indent="  ")
+    return fill(f"{head}: {clean(used, 2000)}", 120, subsequent_indent="  ")
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ from epbench.records import CellResult, RunView
 from epbench.report.comparison import Compared
 from epbench.report.tables import Table, Value
 from epbench.report.terminal import drawn
-from epbench.report.text import UNKNOWN, percent
+from epbench.report.text import UNKNOWN, clean, percent
 
 __all__ = ["phases_table", "render_phases"]
 
@@ -83,5 +83,5 @@ def _seconds(seconds: float | None) -> Value:
 
 
 def _sitting(spent_s: Mapping[str, float]) -> str:
-    parts = ", ".join(f"{what.replace('_', ' ')} {seconds:.1f} s" for what, seconds in spent_s.items())
+    parts = ", ".join(f"{clean(what.replace('_', ' '), 60)} {seconds:.1f} s" for what, seconds in spent_s.items())
     return f"The sitting took {sum(spent_s.values()):.1f} s: {parts}."

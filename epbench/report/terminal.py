@@ -92,9 +92,8 @@ def drawn(table: Table) -> str:
     shown = RichTable(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for title, is_number in zip(table.titles, table.numbers, strict=True):
         justify: Literal["right", "left"] = "right" if is_number else "left"
-        shown.add_column(
-            title, justify=justify, overflow="fold", no_wrap=title.partition(": ")[2] in _ONE_LINE or title in _ONE_LINE
-        )
+        is_whole = title.partition(": ")[2] in _ONE_LINE or title in _ONE_LINE
+        shown.add_column(Text(title), justify=justify, overflow="fold", no_wrap=is_whole)
     for row in table.rows:
         shown.add_row(*(Text(value.text) for value in row))
     console = Console(width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)

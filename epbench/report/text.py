@@ -38,6 +38,8 @@ def clean(text: str, limit: int = 200) -> str:
 
     For names that come from files: a right-to-left override must not reorder what stands beside it.
     """
+    if len(text) <= limit and text.isprintable():
+        return text
     line = "".join("\ufffd" if _is_unsafe(character) else character for character in text[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
 

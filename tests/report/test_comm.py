@@ -115,3 +115,9 @@ def test_three_sizes_have_no_fit_and_warnings_come_last() -> None:
 )
 def test_sizes(count: int, text: str) -> None:
     assert size_text(count) == text
+
+
+def test_names_of_a_sweep_are_cleaned() -> None:
+    axes = Partition(world_size=4, groups=((0, 1), (2, 3)), used_by={"\x1b[1m": ("\u202edp4",)})
+    text = render_comm(record(Swept(partition=axes, points=(), fits=()), dtype="\u202e"))
+    assert not {"\x1b", "\u202e"} & set(text)

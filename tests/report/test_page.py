@@ -15,7 +15,7 @@ from jinja2 import UndefinedError
 from epbench.cells import Cell
 from epbench.errors import RunError
 from epbench.memory_records import MemoryDetail
-from epbench.records import CollectiveRow, GpuTelemetry, RunView, Spread, Telemetry
+from epbench.records import CollectiveRow, GpuTelemetry, OwnDtypeRecord, RunView, Spread, Telemetry, VerifyRecord
 from epbench.report import build
 from epbench.report.build import build_html, write_csv, write_report
 from epbench.report.comparison import Compared
@@ -266,8 +266,11 @@ def test_the_same_run_gives_the_same_page(html: str) -> None:
 def hostile_view(text: str) -> RunView:
     cell = Cell(layout=DP4_EP4)
     model = cell.model.model_dump(mode="json") | {"preset": text}
+    keys: dict[str, Any] = {"phases_s": {"measure": {text: 1.0}}, "kernels_s": {text: 0.1}}
+    own = OwnDtypeRecord(dtype=text, loss_error=0, loss_bound=1, grad_bound=1, norm_bound=1, passed=True)
+    verify = VerifyRecord(scope="loss", passed=True, own_dtype=own)
     cells = [
-        measured_cell(cell, 0.3, layout=text, mode=text, routing=text, reason=text, model=model),
+        measured_cell(cell, 0.3, layout=text, mode=text, routing=text, reason=text, model=model, verify=verify, **keys),
         measured_cell(Cell(layout=DP4), 0.4, routing=text + "2"),
         unmeasured_cell(Cell(layout=DP4, mode="compiled"), "crashed", text, layout=text),
     ]

@@ -61,5 +61,15 @@ def test_the_terminal_gets_both_and_what_the_sitting_spent() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_no_name_of_a_phase_reaches_the_terminal_as_more_than_a_name() -> None:
+    hostile = {"\x1b[31m[b]": 1.0, "\u202e" + "x" * 500: 2.0}
+    sitting = {"started": "2026-11-22T10:15:00Z", "spent_s": hostile}
+    text = render_phases(
+        view_of([measured_cell(Cell(layout=DP4), 0.4, phases_s={"measure": hostile})], sittings=[sitting])
+    )
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert "[b]" in text and "x" * 101 not in text.replace("\n", "")
+
+
 def test_a_run_from_before_phases_were_kept() -> None:
     assert render_phases(view_of([measured_cell(Cell(layout=DP4), 0.4)])) == "No launch of this run has its phases."
