@@ -135,12 +135,12 @@ def _rows(compared: Compared) -> dict[str, Any]:
         "tall": {at for at, row in enumerate(table.rows) if any(" [" in value.text for value in row)},
         "details": [details_of(cell, compared.data) for cell in view.cells],
         "routings": sorted({naming.routing(cell) for cell in view.cells}),
-        "references": [naming.full(reference) for _, reference in chosen],
+        "references": [(reference.cell, naming.full(reference)) for _, reference in chosen],
         "choices": [
             {
                 "work": group.work,
                 "reference": reference.cell,
-                "cells": [(cell.cell, naming.arm(cell)) for cell in group.measured],
+                "cells": [(cell.cell, naming.arm(cell), naming.full(cell)) for cell in group.measured],
             }
             for group, reference in chosen
             if len(group.measured) > 1

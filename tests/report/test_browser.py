@@ -33,11 +33,25 @@ MEGABYTE = 10**6
 FIRST_CHART = "() => performance.getEntriesByName('first-chart').length"  # the page's own mark
 SHOUT = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 FOREIGN = "<script>window.foreign = 1</script><img src='http://127.0.0.1:9/a.png'><iframe src='http://127.0.0.1:9/'>"
+
+
+def sizes_and_routings() -> RunData:
+    """Groups that differ in both, of which one cell each has no timeline."""
+    works = product((WIDE, FEW), ("natural", "zipf:1"))
+    cells = [
+        measured_cell(cell_of(layout, model=model, routing=routing), step_s, sign=sign)
+        for model, routing in works
+        for layout, step_s, sign in ((DP4, 0.36, 1), (DP4_EP4, 0.32, -1))
+    ]
+    data = data_of(view_of(cells))
+    return replace(data, timelines={cell: one for cell, one in data.timelines.items() if "dp4-ep4" in cell})
+
+
 PAGES: dict[str, Callable[[], RunData]] = {
     "sample": sample_data,
     "hostile": lambda: hostile_run(SHOUT + HOSTILE),
     "small device": lambda: on_small_device(sample_view()),
-    "sizes and routings": lambda: sizes_and_routings(),
+    "sizes and routings": sizes_and_routings,
     "24 cells": lambda: many_cells(24),
     "200 cells": lambda: many_cells(200),
 }
@@ -226,6 +240,23 @@ def test_speeds_are_against_the_reference_that_is_picked(sample: Opened) -> None
     assert column(sample, "speed") != before
 
 
+def test_the_filter_and_the_sentence_follow_the_reference(browser: "Browser", page: Callable[[str], Path]) -> None:
+    """Words find what rows say now; groups whose reference was not touched keep their names."""
+    with opened(browser, page("sizes and routings")) as found:
+        found.page.locator("#filter-text").fill("reference")
+        named = [one.text_content() or "" for one in found.page.locator("#references span").all()]
+        before = column(found, "layout")
+        found.page.locator("details.controls summary").click()
+        found.page.locator("select[data-reference]").first.select_option(index=1)
+        found.page.wait_for_function(
+            "(name) => document.querySelector('#references span').textContent !== name", arg=named[0]
+        )
+        now = [one.text_content() for one in found.page.locator("#references span").all()]
+        assert (len(named), now) == (4, [named[0].replace("dp4 ", "dp4-ep4 "), *named[1:]])
+        assert column(found, "speed") == ["reference"] * 4
+        assert sorted(before) == ["dp4"] * 4 and sorted(column(found, "layout")) == ["dp4"] * 3 + ["dp4-ep4"]
+
+
 # ---- pickers, address, keyboard ----
 
 SEEN = """() => ({
@@ -286,18 +317,6 @@ def test_the_address_shows_again_what_was_set(sample: Opened, browser: "Browser"
         assert again.value(SEEN) == sample.value(SEEN)
         changed = [key for key, value in again.value(SEEN).items() if value != untouched[key]]
     assert set(changed) >= {"picks", "references", "rows", "theme"}
-
-
-def sizes_and_routings() -> RunData:
-    """Groups that differ in both, of which one cell each has no timeline."""
-    works = product((WIDE, FEW), ("natural", "zipf:1"))
-    cells = [
-        measured_cell(cell_of(layout, model=model, routing=routing), step_s, sign=sign)
-        for model, routing in works
-        for layout, step_s, sign in ((DP4, 0.36, 1), (DP4_EP4, 0.32, -1))
-    ]
-    data = data_of(view_of(cells))
-    return replace(data, timelines={cell: one for cell, one in data.timelines.items() if "dp4-ep4" in cell})
 
 
 def test_what_is_picked_follows_from_the_address_alone(browser: "Browser", page: Callable[[str], Path]) -> None:

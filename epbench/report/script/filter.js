@@ -8,6 +8,8 @@ const filter = (() => {
 
   const bodies = () => [...byId("cells-table").tBodies];
   const textOf = (body, column) => body.rows[0].querySelector(`td.${column}`)?.textContent ?? "";
+  const partsOf = (body) => [...body.rows[0].cells, body.querySelector("summary")];
+  const textOfRow = (body) => partsOf(body).map((part) => part.textContent).join(" ").toLowerCase();
   const buttons = (column) => all(`#filter-toggles button[data-column="${column}"]`);
   const pressed = (column) => buttons(column).filter((one) => one.ariaPressed === "true").map((one) => one.value);
 
@@ -29,11 +31,13 @@ const filter = (() => {
     }
   }
 
+  // Speeds change with the reference, so the words are looked for in what the rows say now.
   function apply() {
     const words = byId("filter-text").value.toLowerCase().split(/\s+/).filter(Boolean);
     const allowed = COLUMNS.map((column) => [column, pressed(column)]).filter(([, values]) => values.length);
     let count = 0;
-    for (const { body, text, values } of rows) {
+    for (const { body, values } of rows) {
+      const text = words.length ? textOfRow(body) : "";
       const isShown = words.every((word) => text.includes(word))
         && allowed.every(([column, found]) => found.includes(values[column]));
       body.hidden = !isShown;
@@ -60,7 +64,6 @@ const filter = (() => {
     if (!byId("filter")) return;
     rows = bodies().map((body) => ({
       body,
-      text: [...body.rows[0].cells, body.querySelector("summary")].map((part) => part.textContent).join(" ").toLowerCase(),
       values: Object.fromEntries(COLUMNS.map((column) => [column, textOf(body, column)])),
     }));
     makeToggles();
@@ -83,5 +86,5 @@ const filter = (() => {
     }
   }
 
-  return { start };
+  return { apply, start };
 })();

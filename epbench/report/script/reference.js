@@ -2,7 +2,6 @@
 // the speeds against its own choice; those against any other are unpacked with the first one chosen.
 const reference = (() => {
   let speeds = null; // of a reference to of a cell to [text, number]
-  let asMade = null; // how the page names its own choice
   const selects = () => all("select[data-reference]");
 
   function rewrite(chosen) {
@@ -29,13 +28,14 @@ const reference = (() => {
     speeds ??= JSON.parse(await unpack("speeds"));
     const values = selects().map((select) => select.value);
     rewrite(values);
-    asMade ??= byId("references").textContent;
-    byId("references").textContent = isAsMade ? asMade : selects().map(nameOf).join(", and ");
+    filter.apply();
+    selects().forEach(name);
   }
 
-  function nameOf(select) {
-    const work = select.dataset.work;
-    return [select.selectedOptions[0].textContent, work].filter(Boolean).join(", ");
+  // In the sentence above the table, which names the references of the other groups too.
+  function name(select) {
+    const place = all("#references span").find((one) => one.dataset.cell === select.dataset.reference);
+    place.textContent = select.selectedOptions[0].dataset.name;
   }
 
   function changed() {
