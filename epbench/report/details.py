@@ -9,6 +9,7 @@ from epbench.analysis.comm import above_ceiling
 from epbench.memory_records import MemoryDetail
 from epbench.records import CellResult, LaunchValue, OwnDtypeRecord, RunRecord, Spread
 from epbench.report.data import RunData
+from epbench.report.quantities import reserved_bytes
 from epbench.report.text import UNKNOWN, clean, error, gib, join, ms, number, percent
 
 __all__ = ["Details", "details_of"]
@@ -122,7 +123,7 @@ def _launch(launch: LaunchValue) -> str:
 
 
 def _memory(cell: CellResult) -> str:
-    parts = {"peak allocated": cell.peak_allocated_bytes, "peak reserved": cell.peak_reserved_bytes}
+    parts = {"peak allocated": cell.peak_allocated_bytes, "peak reserved": reserved_bytes(cell)}
     parts |= cell.memory_bytes.model_dump()
     text = ", ".join(f"{name} {gib(count)}" for name, count in parts.items())
     return "; ".join([text, *_memory_facts(cell.memory)])

@@ -101,7 +101,7 @@ def _speed_columns(compared: Compared) -> tuple[Column, ...]:
         _text(
             "verdict",
             "verdict",
-            "Against the fastest cell of the group: fastest, tied (cannot be told from it) or slower; not ranked below "
+            "In its group: fastest, tied (no cell can be told to be faster) or slower than some cell; not ranked below "
             "three valid launches",
             lambda cell: words[cell.cell],
         ),
