@@ -28,8 +28,10 @@ __all__ = [
     "METRICS",
     "MIN_DEGREES",
     "POWER",
+    "MachineStart",
     "Noise",
     "machine_start",
+    "machine_starts",
     "noise_of",
     "smallest_detectable_change",
 ]
@@ -39,6 +41,9 @@ POWER = 0.95
 MIN_DEGREES = 4  # of freedom, of the scatter between launches: with fewer it may be off by more than a factor of 3
 # Of a launch: the value, and the standard deviation over its steps.
 METRICS: Mapping[str, str] = {"step_s": "step_sd_s", "device_work_s": "device_work_sd_s"}
+
+
+MachineStart = tuple[tuple[str, ...], tuple[str, ...]]  # host names, GPUs
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,24 @@ def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
     )
 
 
-def machine_start(launch: LaunchValue) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def machine_start(launch: LaunchValue) -> MachineStart:
     """Host names and GPUs of a launch: a machine that was started anew has others. Empty where nothing is recorded."""
     names, gpus = (tuple(map(str, launch.host.get(key) or ())) for key in ("names", "gpu_uuids"))
     return names, gpus
+
+
+def machine_starts(launches: Iterable[LaunchValue]) -> dict[MachineStart, MachineStart]:
+    """What each launch names as its machine start, with the widest of them that it is part of, in order of first use.
+
+    A launch names the GPUs that it uses: one with fewer ranks, on the same hosts, names only some of the others' GPUs.
+    """
+    found = list(dict.fromkeys(map(machine_start, launches)))
+    widest = sorted(found, key=lambda start: -len(start[1]))
+    return {start: next(wide for wide in widest if _is_part(start, wide)) for start in found}
+
+
+def _is_part(start: MachineStart, wide: MachineStart) -> bool:
+    return start[0] == wide[0] and set(start[1]) <= set(wide[1])
 
 
 def _within(launches: Sequence[LaunchValue], metric: str) -> float | None:

@@ -1,10 +1,11 @@
 """What a run depends on: what was asked, on which machine, with which software, and what differs from another run's."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from epbench.analysis.noise import machine_start
+from epbench.analysis.noise import MachineStart, machine_start, machine_starts
 from epbench.records import EnvironmentRecord, RunView, Sitting
 from epbench.report.text import clean, gib, join, number
 
@@ -70,16 +71,19 @@ def _versions(machine: EnvironmentRecord) -> Mapping[str, str | None]:
 
 def _starts(view: RunView) -> Iterator[tuple[str, str]]:
     """On which machines the launches ran; nothing where no launch says so."""
-    counts: dict[str, int] = {}
-    for launch in (launch for cell in view.cells for launch in cell.launch_values):
-        names, gpus = machine_start(launch)
-        if names or gpus:
-            on = f" with {join([clean(gpu)[:8] for gpu in gpus])}" if gpus else ""
-            text = f"{join([clean(name, 60) for name in names]) if names else 'a host without a name'}{on}"
-            counts[text] = counts.get(text, 0) + 1
+    launches = [launch for cell in view.cells for launch in cell.launch_values]
+    part_of = machine_starts(launches)
+    counts = Counter(_start(part_of[start]) for start in map(machine_start, launches) if any(start))
     if counts:
         texts = (f"{text}: {count} launch{'es' if count > 1 else ''}" for text, count in counts.items())
         yield "machine starts", "; ".join(texts)
+
+
+def _start(start: MachineStart, characters: int = 8) -> str:
+    """Hosts and GPUs, so many characters of each GPU's name."""
+    names, gpus = start
+    on = f" with {join([clean(gpu)[:characters] for gpu in gpus])}" if gpus else ""
+    return f"{join([clean(name, 60) for name in names]) if names else 'a host without a name'}{on}"
 
 
 def _sitting(sitting: Sitting) -> str:

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chi2
 from scipy.stats import t as student
 
-from epbench.analysis.noise import MIN_DEGREES, noise_of, smallest_detectable_change
+from epbench.analysis.noise import MIN_DEGREES, machine_starts, noise_of, smallest_detectable_change
 from epbench.cells import Cell
 from epbench.layout import Layout
 from epbench.records import CellResult, LaunchValue
@@ -107,6 +107,27 @@ def test_the_published_numbers_come_from_the_published_launches(
     assert [100 * (noise.finds(count) or 0) for count in (3, 5, 8)] == pytest.approx(
         finds, abs=0.06
     )  # of launches rounded to microseconds
+
+
+MACHINES = [  # host and GPUs of each launch, and how many machine starts they are
+    (["a 01", "a 0123"], 1),  # cells of two ranks and of four
+    (["a 0123", "a 01", "a 23"], 1),
+    (["a 01", "b 01"], 2),
+    (["a 01", "a 23"], 2),
+    (["a 01", "a 12"], 2),
+    (["a ", "a 01"], 1),
+    ([" ", " "], 1),
+]
+
+
+@pytest.mark.parametrize(("machines", "count"), MACHINES)
+def test_launches_with_fewer_gpus_are_on_the_machine_start_of_the_others(machines: list[str], count: int) -> None:
+    hosts = [machine.split(" ") for machine in machines]
+    launches = [
+        LaunchValue(index=at, order=at, step_s=1.0, host={"names": [name] if name else [], "gpu_uuids": list(gpus)})
+        for at, (name, gpus) in enumerate(hosts)
+    ]
+    assert len(set(machine_starts(launches).values())) == count
 
 
 def test_starts_that_differ_by_chance_only_add_nothing() -> None:

@@ -80,6 +80,13 @@ def test_provenance_tells_each_sitting_and_machine_start() -> None:
     assert "machine starts" not in dict(provenance_rows(view_of([])))
 
 
+def test_launches_of_fewer_ranks_are_counted_with_their_machine_start() -> None:
+    hosts = [{"names": ["node-a"], "gpu_uuids": gpus} for gpus in (["a"], ["a", "b"], ["a"])]
+    launches = [one.model_copy(update={"host": host}) for one, host in zip(CELL.launch_values, hosts, strict=True)]
+    rows = dict(provenance_rows(view_of([CELL.model_copy(update={"launch_values": launches})])))
+    assert rows["machine starts"] == "node-a with a and b: 3 launches"
+
+
 def view_with(**changes: object) -> RunView:
     return view_of([], environment=environment().model_copy(update=changes))
 

@@ -72,6 +72,25 @@ def test_launches_stand_around_the_median_of_the_valid_ones() -> None:
     assert hollow["text"] == ["launch 3, 600.0 ms, invalid: GPU 0: &lt;b&gt;too hot"]
 
 
+def on(gpus: str, *, host: str = "a") -> CellResult:
+    """A cell whose launches name these GPUs."""
+    launches = MIXED.launch_values[:2]
+    named = {"names": [host], "gpu_uuids": list(gpus)} if host else {}
+    return MIXED.model_copy(
+        update={"cell": f"on-{gpus}", "launch_values": [one.model_copy(update={"host": named}) for one in launches]}
+    )
+
+
+def test_cells_with_fewer_ranks_are_on_the_same_machine_start() -> None:
+    section = section_of(view_of([on("01"), on("0123")]))
+    assert section.note == "4 launches of all cells, none of them invalid, on 1 machine start."
+    assert list(series(section)) == ["valid launch"]
+
+
+def test_nothing_is_said_of_machine_starts_where_no_launch_names_a_host() -> None:
+    assert section_of(view_of([on("", host="")])).note == "2 launches of all cells, none of them invalid."
+
+
 def test_every_invalid_launch_has_its_reason_in_a_table() -> None:
     section = section_of(view_of([MIXED]))
     assert table_of(section, "Invalid launches") == [

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from epbench.analysis.noise import machine_start
+from epbench.analysis.noise import MachineStart, machine_start, machine_starts
 from epbench.records import CellResult, LaunchValue
 from epbench.report.comparison import step_launches
 from epbench.report.figures.base import (
@@ -23,7 +23,7 @@ from epbench.report.figures.base import (
 from epbench.report.figures.draft import Draft
 from epbench.report.text import ms
 
-__all__ = ["machine_starts", "noise_figure"]
+__all__ = ["noise_figure", "numbered_starts"]
 
 _STARTS = (
     (BLUE, "circle"),
@@ -35,21 +35,27 @@ _STARTS = (
 Point = tuple[int, float, LaunchValue]  # row, per cent from the median, launch
 
 
-def machine_starts(cells: Sequence[CellResult]) -> dict[tuple[tuple[str, ...], ...], int]:
-    """Machine starts of all launches in the order in which they ran, each with its number from 1."""
+def numbered_starts(cells: Sequence[CellResult]) -> dict[MachineStart, int]:
+    """What launches name as their machine start, with its number from 1 in the order in which they ran.
+
+    Launches with fewer ranks have the number of those that used their GPUs and others.
+    """
     launches = sorted((launch for cell in cells for launch in cell.launch_values), key=lambda one: one.order)
-    return {start: number for number, start in enumerate(dict.fromkeys(map(machine_start, launches)), start=1)}
+    part_of = machine_starts(launches)
+    numbers = {wide: number for number, wide in enumerate(dict.fromkeys(part_of.values()), start=1)}
+    return {start: numbers[wide] for start, wide in part_of.items()}
 
 
-def noise_figure(rows: Sequence[tuple[str, CellResult]], starts: Mapping[tuple[tuple[str, ...], ...], int]) -> Figure:
+def noise_figure(rows: Sequence[tuple[str, CellResult]], starts: Mapping[MachineStart, int]) -> Figure:
     """Every launch of each cell, in per cent of the median of its valid ones; ``starts`` numbers machine starts."""
     figure = Draft()
     points = [point for at, (_, cell) in enumerate(rows) for point in _points(at, cell)]
-    for start, number in starts.items():
+    numbers = sorted(set(starts.values()))
+    for number in numbers:
         for valid in (True, False):
-            own = [one for one in points if one[2].valid is valid and machine_start(one[2]) == start]
+            own = [one for one in points if one[2].valid is valid and starts[machine_start(one[2])] == number]
             if own:
-                figure.add_scatter(**_series(own, number, valid=valid, several=len(starts) > 1))
+                figure.add_scatter(**_series(own, number, valid=valid, several=len(numbers) > 1))
     figure.add_vline(x=0.0, line={"color": GREY, "dash": "dot", "width": 2})
     name_rows(figure, [name for name, _ in rows])
     figure.update_xaxes(title_text="step of a launch, % from the median of the cell's valid launches", ticksuffix=" %")

@@ -1,12 +1,12 @@
 """Noise and validity: how far launches scatter, whether the machine was fit, and whether losses agree."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from epbench.analysis.noise import ALPHA, METRICS, MIN_DEGREES, POWER, noise_of
+from epbench.analysis.noise import ALPHA, METRICS, MIN_DEGREES, POWER, MachineStart, noise_of
 from epbench.analysis.work import loss_bound
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, launch_spread, step_launches
-from epbench.report.figures.validity import machine_starts, noise_figure
+from epbench.report.figures.validity import noise_figure, numbered_starts
 from epbench.report.machine_tables import canary_table, checks_table, gpu_table, warnings_table
 from epbench.report.noise_table import ARMS, noise_row, noise_titles
 from epbench.report.sections.model import Chart, Section, TitledTable, Variant
@@ -37,17 +37,17 @@ _GPUS = (
 def validity_section(compared: Compared) -> Section:
     """Launches around their medians, then tables of the machine and of the losses, each where there is any."""
     key, title = "validity", "Noise and validity"
-    starts = machine_starts(compared.view.cells)
+    starts = numbered_starts(compared.view.cells)
     variants = tuple(found for group in compared.groups if (found := _variant(compared, group, starts)))
     tables = tuple(filter(None, (_invalid(compared), *_machine(compared), _losses(compared))))
     if not variants:
         missing = f"No cell has two launches with a step time, so nothing tells their noise; --launches {ARMS[1]} does."
         return Section(key, title, missing=missing, tables=(*_within_only(compared), *tables))
     chart = Chart("noise", "Launches around their median", _CAPTION, variants)
-    return Section(key, title, (chart,), note=_summary(compared, len(starts)), tables=tables)
+    return Section(key, title, (chart,), note=_summary(compared, starts), tables=tables)
 
 
-def _variant(compared: Compared, group: Group, starts: dict[tuple[tuple[str, ...], ...], int]) -> Variant | None:
+def _variant(compared: Compared, group: Group, starts: Mapping[MachineStart, int]) -> Variant | None:
     cells = [cell for cell in group.cells if step_launches(cell)]
     if not any(_count(cell) > 1 for cell in cells):
         return None
@@ -84,11 +84,12 @@ def _counts(cell: CellResult) -> tuple[Value, Value]:
     return Value(str(invalid), invalid), Value(percent(spread), spread)
 
 
-def _summary(compared: Compared, starts: int) -> str:
+def _summary(compared: Compared, starts: Mapping[MachineStart, int]) -> str:
     launches = [one for cell in compared.view.cells for one in cell.launch_values]
     invalid = sum(not one.valid for one in launches)
     counted = f"{len(launches)} launches of all cells, {invalid or 'none'} of them invalid"
-    return f"{counted}, on {starts} machine start{'s' if starts > 1 else ''}."
+    count = len({number for start, number in starts.items() if any(start)})  # those that launches name
+    return f"{counted}, on {count} machine start{'s' if count > 1 else ''}." if count else f"{counted}."
 
 
 def _invalid(compared: Compared) -> TitledTable | None:
