@@ -27,6 +27,7 @@ __all__ = ["Answer", "Choice", "Point", "Room", "Standing", "answer_for", "choic
 Standing = Literal["on", "may be", "dominated"]
 _KEPT_FREE = 0.10
 _SHOWN_NAMES = 4
+_NO_RANKING = f"fewer than two cells that fit have {MIN_LAUNCHES} valid launches, so nothing is ranked"
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,13 @@ def _answers(compared: Compared, points: Sequence[Point], first_faster: Sequence
 def _answer(compared: Compared, fitting: Sequence[Point], first_faster: Sequence[int]) -> str:
     """Of the points that fit; ``first_faster`` is the place among all points of the first that beats each."""
     ranked = [place for place, point in enumerate(fitting) if point.tokens_per_s.known]
-    best = max(ranked or range(len(fitting)), key=lambda place: fitting[place].tokens_per_s.value)
+    is_ranking = len(ranked) > 1
+    best = max(ranked if is_ranking else range(len(fitting)), key=lambda place: fitting[place].tokens_per_s.value)
     told = _told(compared, fitting[best])
     if len(fitting) == 1:
         return f"only {told} fits."
-    if not ranked:
-        return f"the highest median is that of {told}; below {MIN_LAUNCHES} valid launches nothing is ranked."
+    if not is_ranking:
+        return f"the highest median is that of {told}; {_NO_RANKING}."
     tied = [place for place in ranked if first_faster[place] >= len(fitting) and place != best]
     if not tied:
         return f"{told} is the fastest that fits{_unranked(fitting)}."

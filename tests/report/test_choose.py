@@ -137,9 +137,19 @@ def test_what_to_choose_where_some_memory_stays_free(specs: list[Spec], free: in
     assert answer_for(choice, ROOM, free * GIB) == sentence
 
 
+NO_RANKING = "; fewer than two cells that fit have 3 valid launches, so nothing is ranked."
+
+
 def test_two_launches_rank_nothing() -> None:
     _, choice = chosen([SLOW_SMALL, FAST_LARGE], launches=2)
-    assert answer_for(choice, ROOM, 0).endswith("below 3 valid launches nothing is ranked.")
+    assert answer_for(choice, ROOM, 0).endswith(NO_RANKING)
+
+
+def test_one_cell_with_three_launches_is_fastest_of_nothing() -> None:
+    slow, fast = cells_of([SLOW_SMALL])[0], cells_of([SLOW_SMALL, FAST_LARGE], launches=2)[1]
+    choice = choice_of(Compared.of(view_of([slow, fast])), [slow, fast])
+    sentence = answer_for(choice, ROOM, 0)
+    assert "the highest median is that of dp2-tp2-ep4 eager" in sentence and sentence.endswith(NO_RANKING)
 
 
 def test_a_cell_that_cannot_be_ranked_is_named_beside_the_fastest_that_can() -> None:
