@@ -18,6 +18,7 @@ from epbench.report.text import UNKNOWN, clean, gib, interval, join, speed_up
 from epbench.report.verdict import NOT_RUN
 
 __all__ = [
+    "NOTHING_DIFFERS",
     "changes_json",
     "changes_sentence",
     "changes_table",
@@ -27,6 +28,11 @@ __all__ = [
     "notes",
     "outcome_lines",
 ]
+
+NOTHING_DIFFERS = (  # what an empty table of differences says: all that is compared
+    "No version, variable, code, scenario, GPU model or machine start that is recorded differs between the first run "
+    "and the last."
+)
 
 
 def letters(compared: ComparedRuns) -> tuple[str, ...]:
@@ -133,7 +139,7 @@ def _peak(cell: CellResult | None, *, is_reserved: bool) -> int | None:
 
 
 def differences_table(compared: ComparedRuns) -> Table:
-    """What else differs between the first run and the last; no rows: nothing that is recorded."""
+    """What else differs between the first run and the last; without rows, ``NOTHING_DIFFERS``."""
     names = letters(compared)
     rows = [(Value(one.what), Value(one.reference), Value(one.here)) for one in compared.differences]
     return Table.of(("what", names[0], names[-1]), rows, texts=3)

@@ -98,12 +98,30 @@ def _sitting(sitting: Sitting) -> str:
 def provenance_diff(view: RunView, reference: RunView) -> tuple[Difference, ...]:
     """Each thing in which two runs' protocols, scenarios and environments differ, named; empty if in nothing.
 
-    Host names, GPUs and times are no part of it: they differ between any two runs.
+    Where launches of both name their hosts, a machine start that only one of the runs had is a difference too, the last
+    one; times are none.
     """
     here, there = (dict(_compared(one)) for one in (view, reference))
     names = dict.fromkeys([*here, *there])
     pairs = ((what, there.get(what, _NOT_SET), here.get(what, _NOT_SET)) for what in names)
-    return tuple(Difference(what, *_told_apart(old, new)) for what, old, new in pairs if old != new)
+    asked = (Difference(what, *_told_apart(old, new)) for what, old, new in pairs if old != new)
+    return (*asked, *_other_start(view, reference))
+
+
+def _other_start(view: RunView, reference: RunView) -> Iterator[Difference]:
+    """Nothing where the runs had the same machine starts, or the launches of one do not name theirs."""
+    here, there = ([one for cell in run.cells for one in cell.launch_values] for run in (view, reference))
+    part_of = machine_starts([*there, *here])
+    new, old = (
+        dict.fromkeys(part_of[start] for start in map(machine_start, launches) if any(start))
+        for launches in (here, there)
+    )
+    if old and new and set(old) != set(new):
+        short, whole = (
+            tuple("; ".join(_start(start, characters) for start in starts) for starts in (old, new))
+            for characters in (8, 200)
+        )
+        yield Difference("machine start", *_told_apart(*(short if short[0] != short[1] else whole)))
 
 
 def _compared(view: RunView) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,15 @@
 from typing import Literal
 
 from epbench.records import CellResult, RunView
-from epbench.report.changes import changes_sentence, changes_table, differences_table, letters, notes, outcome_lines
+from epbench.report.changes import (
+    NOTHING_DIFFERS,
+    changes_sentence,
+    changes_table,
+    differences_table,
+    letters,
+    notes,
+    outcome_lines,
+)
 from epbench.report.comparison import Compared, Group
 from epbench.report.findings import findings
 from epbench.report.provenance import environment_rows
@@ -73,9 +81,7 @@ def render_changes(compared: ComparedRuns) -> str:
         for letter, name, run in zip(letters(compared), compared.names, compared.runs, strict=True)
     ]
     differences = differences_table(compared)
-    what = (
-        f"What else differs:\n\n{drawn(differences)}" if differences.rows else "Nothing else that is recorded differs."
-    )
+    what = f"What else differs:\n\n{drawn(differences)}" if differences.rows else NOTHING_DIFFERS
     table = changes_table(compared, is_narrow=True)
     parts = ["\n".join(runs), changes_sentence(compared), drawn(table) if table.rows else ""]
     parts += ["\n".join(outcome_lines(compared)), "\n".join(notes(compared)), what]

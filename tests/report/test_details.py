@@ -114,7 +114,7 @@ def test_every_difference_of_the_environment_is_named(changes: dict[str, object]
     assert here == sorted(found, key=lambda one: one.reference, reverse=True)
 
 
-def test_differences_of_protocol_and_scenario_are_named_and_hosts_are_not() -> None:
+def test_differences_of_protocol_and_scenario_are_named_and_times_are_not() -> None:
     other = run_record(protocol=2, scenario_digest="3" * 64, started="2027-01-01T00:00:00+00:00")
     view = RunView(run=other, protocol=other.protocol, environment=other.environment, cells=[])
     assert [one.what for one in provenance_diff(view, view_of([CELL]))] == ["protocol", "scenario digest"]

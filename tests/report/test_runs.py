@@ -12,7 +12,7 @@ from epbench.cells import Cell
 from epbench.errors import RunError
 from epbench.layout import Layout
 from epbench.records import CellResult
-from epbench.report.changes import changes_json, changes_sentence, changes_table, outcome_lines
+from epbench.report.changes import NOTHING_DIFFERS, changes_json, changes_sentence, changes_table, outcome_lines
 from epbench.report.data import RunData
 from epbench.report.runs import ComparedRuns, compared_runs
 from epbench.report.sections.change import change_section
@@ -99,6 +99,41 @@ def test_what_else_differs_is_named(compared: ComparedRuns) -> None:
     assert [(one.what, one.reference, one.here) for one in compared.differences] == [
         ("torch", "2.11.0+cu130", "2.12.0+cu130")
     ]
+
+
+def on(host: str, gpus: str, **fields: Any) -> RunData:
+    """A run whose launches name their machine; an empty name is none."""
+    made = cell(**fields)
+    named = {"names": [host], "gpu_uuids": list(gpus)} if host else {}
+    launches = [one.model_copy(update={"host": named}) for one in made.launch_values]
+    return run(made.model_copy(update={"launch_values": launches}), name=f"{host}{gpus}" or "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (("a", "01"), ("b", "89"), [("machine start", "a with 0 and 1", "b with 8 and 9")]),
+        (("a", "01"), ("a", "23"), [("machine start", "a with 0 and 1", "a with 2 and 3")]),
+        (("a", "01"), ("a", "0123"), []),
+        (("", ""), ("b", "89"), []),
+    ],
+)
+def test_another_machine_start_is_a_difference_of_its_own(
+    before: tuple[str, str], after: tuple[str, str], told: list[tuple[str, str, str]]
+) -> None:
+    compared = compared_runs([replace(on(*before), path=Path("before")), replace(on(*after), path=Path("after"))])
+    assert [(one.what, one.reference, one.here) for one in compared.differences] == told
+    said = NOTHING_DIFFERS in change_section(compared).note, NOTHING_DIFFERS in render_changes(compared)
+    assert said == (not told, not told)
+
+
+def test_another_machine_start_is_marked_in_the_history() -> None:
+    places = ("a", "monday"), ("a", "tuesday"), ("b", "wednesday")
+    runs = [replace(on(host, "01"), path=Path(name)) for host, name in places]
+    history = change_section(compared_runs(runs)).charts[1].variants[0]
+    assert [one["text"] for one in json.loads(history.figure.json)["layout"]["annotations"]] == ["machine start"]
+    assert history.table is not None
+    assert history.table.rows[2][-1].text == "machine start a with 0 and 1 \N{RIGHTWARDS ARROW} b with 0 and 1"
 
 
 def refused() -> list[tuple[Sequence[RunData], str]]:

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from epbench.records import CellResult
 from epbench.report.changes import (
+    NOTHING_DIFFERS,
     changes_sentence,
     changes_table,
     differences_table,
@@ -31,7 +32,7 @@ def change_section(compared: ComparedRuns) -> Section:
     charts = [chart for chart in (_change(compared), _history(compared)) if chart is not None]
     differences, table = differences_table(compared), changes_table(compared)
     tables = (TitledTable("What else differs", differences),) if differences.rows else ()
-    same = [] if differences.rows else ["Nothing else that is recorded differs between the first run and the last."]
+    same = [] if differences.rows else [NOTHING_DIFFERS]
     runs = [f"{letter} is {name}" for letter, name in zip(letters(compared), compared.names, strict=True)]
     return Section(
         "compared",
