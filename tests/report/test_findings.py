@@ -70,13 +70,13 @@ def load(experts: float, ranks: float | None = None) -> dict[str, Any]:
     return {"expert_load": ExpertLoad(max_over_mean=experts, rank_max_over_mean=ranks)}
 
 
-def swept(even: tuple[float, float], skewed: tuple[float, float]) -> list[CellResult]:
-    """dp4 and dp4-ep4 under two routings."""
+def swept(even: tuple[float, ...], skewed: tuple[float, ...]) -> list[CellResult]:
+    """dp4, dp4-ep4 and, of three steps, dp2-tp2-ep4 under two routings."""
     steps = {"natural": (even, 1.2), "zipf:1.2": (skewed, 3.9)}
     return [
         cell(layout, step_s, routing=routing, **load(imbalance))
         for routing, (pair, imbalance) in steps.items()
-        for layout, step_s in zip((DP4, DP4_EP4), pair, strict=True)
+        for layout, step_s in zip((DP4, DP4_EP4, TP2_EP4), pair, strict=False)
     ]
 
 
@@ -118,23 +118,32 @@ CASES: list[tuple[Rule, list[CellResult], str | None]] = [
     (compile_gain, [cell(DP4, 0.4, launches=2), cell(DP4, 0.2, "compiled", launches=2)], None),
     (
         last_rank,
-        [cell(**calls(last_rank_share={5: 0.86, 1: 0.14}))],
+        [cell(step_s=0.015, **parts(), **calls(last_rank_share={5: 0.86, 1: 0.14}))],  # waits are of the traced 0.4 s
         "Rank 5 arrives last in 86 % of the dispatch calls in forward of dp4 eager; "
-        "another waits up to 20.0 ms a step (5.0 %).",
+        "another waits up to 20.0 ms of the traced step (5.0 %), whatever else it computes meanwhile.",
     ),
-    (last_rank, [cell(**calls(last_rank_share={0: 0.6, 1: 0.4}))], None),
-    (last_rank, [cell(**calls(last_rank_share={5: 0.86, 1: 0.14}, wait_s=0.001))], None),
-    (last_rank, [cell(**calls())], None),
+    (last_rank, [cell(**parts(), **calls(last_rank_share={0: 0.6, 1: 0.4}))], None),
+    (last_rank, [cell(**parts(), **calls(last_rank_share={5: 0.86, 1: 0.14}, wait_s=0.001))], None),
+    (last_rank, [cell(**calls(last_rank_share={5: 0.86, 1: 0.14}))], None),  # of no known traced step
+    (last_rank, [cell(**parts(), **calls())], None),
     (
         slow_in_step,
-        [cell(**calls(isolated_s=0.8e-3))],
+        [cell(step_s=0.2, **parts(), **calls(isolated_s=0.8e-3))],
         "In the step of dp4 eager the dispatch calls in forward take 2.5 times as long as alone: 2,000 against "
-        "800 µs a call, 3.0 % of the step in all.",
+        "800 µs a call, in all 3.0 % of the traced step.",
     ),
-    (slow_in_step, [cell(**calls(isolated_s=1.9e-3))], None),
-    (slow_in_step, [cell(**calls())], None),
-    (slow_in_step, [cell(**calls(isolated_s=0.8e-3, bytes_per_step=40 << 20))], None),  # of more sizes than one
-    (slow_in_step, [cell(**calls(isolated_s=0.8e-3, bytes_per_step=None))], None),
+    (
+        slow_in_step,
+        [cell(**parts(), **calls(isolated_s=0.8e-3, exposed_s=0.01))],
+        "In the step of dp4 eager the dispatch calls in forward take 2.5 times as long as alone: 2,000 against "
+        "800 µs a call, of which no other kernel hides up to 2.5 % of the traced step.",
+    ),
+    (slow_in_step, [cell(**parts(), **calls(isolated_s=0.8e-3, exposed_s=0.0))], None),
+    (slow_in_step, [cell(**parts(), **calls(isolated_s=1.9e-3))], None),
+    (slow_in_step, [cell(**parts(), **calls())], None),
+    (slow_in_step, [cell(**calls(isolated_s=0.8e-3))], None),  # of no known traced step
+    (slow_in_step, [cell(**parts(), **calls(isolated_s=0.8e-3, bytes_per_step=40 << 20))], None),  # unlike sizes
+    (slow_in_step, [cell(**parts(), **calls(isolated_s=0.8e-3, bytes_per_step=None))], None),
     (
         imbalance_cost,
         swept((0.4, 0.3), (0.4, 0.36)),
@@ -149,6 +158,13 @@ CASES: list[tuple[Rule, list[CellResult], str | None]] = [
         "+25.0 % [25.0, 25.0] against it.",
     ),
     (crossover, swept((0.4, 0.3), (0.4, 0.36)), None),
+    (crossover, swept((0.4, 0.3, 0.3), (0.4, 0.5, 0.5)), None),  # a tie had no winner
+    (crossover, swept((0.4, 0.3, 0.35), (0.4, 0.4, 0.5)), None),  # nor has one now
+    (  # what wins now was not ranked before
+        crossover,
+        [cell(DP4, 0.4, launches=2, **load(1.2)), *swept((0.4, 0.3, 0.35), (0.4, 0.5, 0.55))[1:]],
+        None,
+    ),
     (crossover, swept((0.4, 0.3), (0.4, 0.5))[:-1], None),
     (crossover, [one.model_copy(update=load(1.2)) for one in swept((0.4, 0.3), (0.4, 0.5))], None),
     (
@@ -164,6 +180,7 @@ CASES: list[tuple[Rule, list[CellResult], str | None]] = [
         "dp4 eager, the fastest, peaks at 131 of 141 GiB: 10.0 GiB are left for longer sequences and for chance.",
     ),
     (near_capacity, [cell(DP4, 0.3), cell(DP4_EP4, 0.4, peak_reserved_bytes=131 * GIB)], None),
+    (near_capacity, [cell(DP4, 0.4, peak_reserved_bytes=131 * GIB), cell(DP4_EP4, 0.4001, sign=-1)], None),
     (
         smaller,
         [cell(DP4, 0.3, peak_reserved_bytes=60 * GIB), cell(TP2_EP4, 0.33, peak_reserved_bytes=44 * GIB)],
