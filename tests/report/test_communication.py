@@ -243,8 +243,22 @@ def test_sizes_that_are_almost_alike_are_one_and_other_stacks_have_none() -> Non
     assert own_sizes([cell_of(call(), layout=HOSTILE)], WORLD) == []
 
 
+@pytest.mark.parametrize(
+    ("mib", "note"),
+    [(8.0, ""), (None, ""), (24.0, "Calls of several sizes, of which the median is marked: dispatch.")],
+)
+def test_a_median_that_stands_for_several_sizes_is_told(mib: float | None, note: str) -> None:
+    row = call(bytes_per_step=None if mib is None else mib * MIB)
+    found = charts(compared(cell_of(row), comm=comm(swept(WORLD))))
+    assert [found[key].variants[0].note for key in ("latency", "bandwidth")] == [note, note]
+
+
 def test_latency_and_bandwidth_have_a_panel_a_way_a_fit_and_the_sizes_of_the_run() -> None:
-    found = charts(compared(cell_of(call(), call(purpose="norm", bytes=8)), comm=comm(swept(WORLD), swept(PAIRS))))
+    found = charts(
+        compared(
+            cell_of(call(), call(purpose="norm", bytes=8, bytes_per_step=64)), comm=comm(swept(WORLD), swept(PAIRS))
+        )
+    )
     labels = ["{0, 1, 2, 3}: ep", "{0, 1} {2, 3}: tp, cp"]
     for key, expected in (("latency", 10 + 65536 / 1e5), ("bandwidth", 65536 / 2e9 / (10e-6 + 65536 / 1e11))):
         chart = found[key]

@@ -11,6 +11,7 @@ from epbench.report.comm import size_text
 from epbench.report.comparison import Compared
 from epbench.report.figures.communication import kind_of
 from epbench.report.figures.sweep import BANDWIDTH, LATENCY, OwnSize, Quantity, sweep_figure
+from epbench.report.quantities import has_one_size
 from epbench.report.sections.model import Chart, TitledTable, Variant
 from epbench.report.tables import Table, Value
 from epbench.report.text import UNKNOWN, clean, gb_per_s, interval, join, percent, us
@@ -29,10 +30,10 @@ def sweep_charts(compared: Compared) -> tuple[Chart, ...]:
     if record is None or not found:
         return ()
     own = [_within(swept, own_sizes(compared.measured, swept.partition)) for swept in found]
-    latencies = [_variant(swept, sizes, LATENCY, _times_table(swept)) for swept, sizes in zip(found, own, strict=True)]
-    bandwidths = [
-        _variant(swept, sizes, BANDWIDTH, _bandwidths_table(swept)) for swept, sizes in zip(found, own, strict=True)
-    ]
+    mixed = [_mixed(compared.measured, swept.partition) for swept in found]
+    known = list(zip(found, own, mixed, strict=True))
+    latencies = [_variant(swept, sizes, LATENCY, _times_table(swept), note) for swept, sizes, note in known]
+    bandwidths = [_variant(swept, sizes, BANDWIDTH, _bandwidths_table(swept), note) for swept, sizes, note in known]
     return (
         Chart("latency", "Latency alone", _caption(record, "Time"), tuple(latencies), picker="groups"),
         Chart("bandwidth", "Bus bandwidth alone", _caption(record, "Bandwidth"), tuple(bandwidths), picker="groups"),
@@ -48,11 +49,21 @@ def _caption(record: CommRecord, what: str) -> str:
     )
 
 
-def _variant(swept: Swept, sizes: tuple[list[OwnSize], list[OwnSize]], quantity: Quantity, table: Table) -> Variant:
+def _variant(
+    swept: Swept, sizes: tuple[list[OwnSize], list[OwnSize]], quantity: Quantity, table: Table, mixed: str
+) -> Variant:
     inside, outside = sizes
     names = [f"{clean(one.kind, 60)} ({size_text(one.bytes)})" for one in outside]
-    note = f"Beyond the sizes of the sweep: {join(names)}." if names else ""
+    beyond = f"Beyond the sizes of the sweep: {join(names)}." if names else ""
+    note = " ".join(filter(None, (beyond, mixed)))
     return Variant(groups_text(swept.partition), sweep_figure(swept, inside, quantity), table, note)
+
+
+def _mixed(cells: Iterable[CellResult], partition: Partition) -> str:
+    """Kinds of call on these groups whose median stands for one of several sizes."""
+    rows = [row for cell in cells for row in cell.collectives if _groups(cell, row.axis) == partition.groups]
+    names = dict.fromkeys(clean(kind_of(row), 60) for row in rows if has_one_size(row) is False)
+    return f"Calls of several sizes, of which the median is marked: {join(list(names))}." if names else ""
 
 
 def groups_text(partition: Partition) -> str:
