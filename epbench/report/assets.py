@@ -1,6 +1,6 @@
 """What goes into the page unescaped: its own style and script, plotly, and data encoded so that it is inert.
 
-The files of ``script/`` are one script in one closure, in an order in which each uses only what stands before it.
+The files of ``script/`` are one script in one closure: first what the others use, last the start.
 """
 
 import base64
@@ -14,13 +14,13 @@ from typing import Any
 __all__ = ["Assets", "packed"]
 
 _HERE = Path(__file__).parent
-_FIRST = ("page.js", "state.js", "theme.js", "charts.js")  # what the others use
+_FIRST = ("page.js", "state.js", "theme.js", "charts.js", "tables.js")  # what the others use
 _LAST = "start.js"
 
 
 @dataclass(frozen=True)
 class Assets:
-    """Style and script as markup, the policy that lets only them run, and plotly's library packed."""
+    """Style and script as markup, the policy that lets no other script run, and plotly's library packed."""
 
     style: Any
     script: Any
@@ -66,9 +66,14 @@ def packed(text: str) -> str:
 
 
 def _policy(*digests: str) -> str:
-    """Refuse everything but these scripts, our style, and pictures that the page makes itself."""
+    """Refuse every request, form, base address and script but these; styles are let in, and pictures without a request.
+
+    A policy in the page itself cannot refuse that the page is left: a link, or a refresh. What keeps a name from
+    being either is the escaping alone.
+    """
     sources = " ".join(f"'{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:"
+    allowed = f"script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:"
+    return f"default-src 'none'; base-uri 'none'; form-action 'none'; {allowed}"
 
 
 def _digest(text: str) -> str:

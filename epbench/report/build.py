@@ -1,12 +1,16 @@
 """One run as one HTML file that opens from disk, without a network, years from now.
 
 The page holds everything: its script, its style, plotly's library (from the installed wheel, gzip + base64,
-1.9 MB) and the run's records. A content security policy refuses every request and every script but the two
-that are meant, which it knows by their digests; so even a name that escaped its escaping could do nothing.
+1.9 MB) and the run's records. Every text of the run is escaped. Behind that stands a content security policy, which
+refuses every request, every form and every script but the two that are meant, which it knows by their digests; what
+a policy in a page cannot refuse is that the page is left, so against a link or a refresh the escaping stands alone.
 Verdict, tables and reasons are plain HTML and need no script at all.
 """
 
+import errno
 import math
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +23,8 @@ from epbench.report.comparison import Compared
 from epbench.report.data import RunData, read_run
 from epbench.report.page import Limits, page_parts
 from epbench.report.sections.model import Section
-from epbench.writing import replace_file, writing
+from epbench.wording import shown
+from epbench.writing import IMPOSSIBLE_PATH, replace_file, writing
 
 __all__ = ["Page", "build_html", "build_page", "write_csv", "write_report"]
 
@@ -40,6 +45,7 @@ def write_report(
     run = read_run(run_path)
     assert run.path is not None
     path = output or run.path / "report.html"
+    _refuse_impossible(path)
     whole = Limits(records=math.inf, cell_charts=math.inf)  # for what is no plain file, such as a pipe
     page = build_page(run, leading=leading, stem=path.stem, limits=whole if _is_special(path) else limits)
     try:
@@ -62,16 +68,33 @@ def write_csv(run_path: Path, output: Path) -> Path:
 
 def _write(path: Path, text: str) -> Path:
     """Whole or not at all; straight into what is no plain file, such as a pipe."""
-    if not path.parent.is_dir():
-        raise RunError(f"cannot write '{path}': No such file or directory")
-    if path.is_dir():
-        raise RunError(f"cannot write '{path}': Is a directory")
+    _refuse_impossible(path)
     if _is_special(path):
         with writing(path, num_bytes=len(text)):
             path.write_text(text, encoding="utf-8")
     else:
         replace_file(path, text.encode())
     return path
+
+
+def _refuse_impossible(path: Path) -> None:
+    """Raises RunError where no file can be, StorageError where the system does not let us look."""
+    with writing(path):
+        obstacle = _obstacle(path)
+    if obstacle:
+        raise RunError(f"cannot write {shown(str(path), limit=200)}: {os.strerror(obstacle)}")
+
+
+def _obstacle(path: Path) -> int:
+    """Why no file can be at a path, as the system's number of that error; 0 if one can be."""
+    try:
+        if not stat.S_ISDIR(path.parent.stat().st_mode):
+            return errno.ENOTDIR
+        return errno.EISDIR if path.is_dir() else 0
+    except OSError as error:
+        if error.errno not in IMPOSSIBLE_PATH | {errno.ENOENT}:
+            raise
+        return error.errno
 
 
 def _is_special(path: Path) -> bool:
