@@ -9,7 +9,7 @@ from epbench.analysis.work import WAYS
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, speed_ratio
 from epbench.report.routing_pairs import routing_pairs
-from epbench.report.rules.model import Finding, best_of, gain
+from epbench.report.rules.model import Finding, best_of, gain, ranked
 from epbench.report.text import number, slow_down, speed_up
 
 __all__ = ["crossover", "imbalance_cost", "uneven_ranks"]
@@ -46,7 +46,7 @@ def _routing(compared: Compared, cell: CellResult) -> str:
 
 
 def crossover(compared: Compared) -> Finding | None:
-    """Two routings of the same work whose fastest layouts differ: none that may be fastest in one may be in both."""
+    """Two routings of the same work, each with a fastest layout of its own, that both were ranked under both."""
     for groups in _by_load(compared):
         for load, other in groups[1:]:
             found = _change(compared, groups[0][1], other) if load > groups[0][0] else None
@@ -77,12 +77,14 @@ def _arm(cell: CellResult) -> str:
 
 def _change(compared: Compared, even: Group, other: Group) -> Finding | None:
     before, after = best_of(even), best_of(other)
-    then = {_arm(cell): cell for cell in other.measured}
-    was, now = before[0], after[0]
-    ratio = speed_ratio(now, then.get(_arm(was)))
-    if {_arm(cell) for cell in before} & {_arm(cell) for cell in after} or ratio is None or not ratio.excludes(1.0):
+    if len(before) > 1 or len(after) > 1:  # a tie has no winner
         return None
-    if _arm(now) not in {_arm(cell) for cell in even.measured}:  # it may have been fastest all along
+    was, now = before[0], after[0]
+    then = {_arm(cell): cell for cell in ranked(other)}
+    ratio = speed_ratio(now, then.get(_arm(was)))
+    if ratio is None or not ratio.excludes(1.0):
+        return None
+    if _arm(now) not in {_arm(cell) for cell in ranked(even)}:  # it may have been fastest all along
         return None
     name = replace(compared.naming, has_routings=False).full
     text = f"The winner changes from {name(was)} to {name(now)} with {_routing(compared, now)}"

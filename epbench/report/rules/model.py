@@ -57,8 +57,8 @@ def best_of(group: Group) -> list[CellResult]:
 
 
 def fastest_cells(compared: Compared) -> Iterator[CellResult]:
-    """Of each group that has a ranking, the cell with the lowest median."""
-    yield from (best[0] for group in compared.groups if (best := best_of(group)))
+    """Of each group that has one, the cell that is fastest; of a tie, none is."""
+    yield from (best[0] for group in compared.groups if len(best := best_of(group)) == 1)
 
 
 def gain(ratio: Interval | None) -> float:
