@@ -172,13 +172,20 @@ def outcome_lines(compared: ComparedRuns) -> list[str]:
     lines = []
     for change in compared.common:
         if change.has_new_outcome:
-            reason = f": {clean(change.cell.reason, 300)}" if change.cell.reason else ""
+            reason = _reason(change)
             ends = f"{change.outcomes[0]} in {names[0]}, {change.outcomes[-1]} in {names[-1]}"
             lines.append(f"{change.name}: {ends}{reason}")
     for name, place in ((names[0], 0), (names[-1], -1)):
         only = [change.name for change in compared.changes if change.cells[-1 if place == 0 else 0] is None]
         lines += [f"Only in {name}: {join(only)}."] if only else []
     return lines
+
+
+def _reason(change: Change) -> str:
+    """Why the cell has no number: of the last run if that has a reason, else of the first."""
+    ends = [cell for cell in (change.cells[-1], change.cells[0]) if cell is not None and not is_measured(cell)]
+    reasons = [clean(cell.reason, 300) for cell in ends if cell.reason]
+    return f": {reasons[0]}" if reasons else ""
 
 
 def notes(compared: ComparedRuns) -> list[str]:
@@ -223,7 +230,7 @@ def _run(name: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cell(change: Change) -> dict[str, Any]:
-    steps = [step_interval(cell) if cell is not None else None for cell in change.cells]
+    steps = [step_interval(cell) if cell is not None and is_measured(cell) else None for cell in change.cells]
     cell = change.cell
     return {
         "cell": cell.cell,

@@ -127,6 +127,34 @@ def test_another_machine_start_is_a_difference_of_its_own(
     assert said == (not told, not told)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ("ok", "crashed", "dp4 eager: ok in A, crashed in B: signal 9"),
+        ("crashed", "ok", "dp4 eager: crashed in A, ok in B: signal 9"),
+        ("crashed", "oom", "dp4 eager: crashed in A, oom in B: 3 GiB more"),
+    ],
+)
+def test_the_reason_is_that_of_the_run_in_which_the_cell_ended_badly(before: str, after: str, line: str) -> None:
+    ends = {
+        "ok": cell().model_copy(update={"reason": "one launch of 3 was invalid"}),
+        "crashed": unmeasured_cell(Cell(layout=DP4), "crashed", "signal 9"),
+        "oom": unmeasured_cell(Cell(layout=DP4), "oom", "3 GiB more"),
+    }
+    assert outcome_lines(compared_runs([run(ends[before]), run(ends[after])])) == [line]
+
+
+def test_a_run_that_did_not_measure_the_cell_is_a_gap_in_its_history() -> None:
+    unstable = cell(step_s=0.9).model_copy(update={"outcome": "unstable"})
+    compared = compared_runs([run(cell()), run(unstable), run(cell())])
+    history = change_section(compared).charts[-1].variants[0]
+    (line,) = json.loads(history.figure.json)["data"]
+    assert [step is None for step in line["y"]] == [False, True, False]
+    assert [bar > 0 for bar in line["error_y"]["array"]] == [True, False, True]
+    assert history.table is not None and history.table.rows[1][2].text == "unstable"
+    assert json.loads(changes_json(compared))["cells"][0]["step_s"][1] is None
+
+
 def test_another_machine_start_is_marked_in_the_history() -> None:
     places = ("a", "monday"), ("a", "tuesday"), ("b", "wednesday")
     runs = [replace(on(host, "01"), path=Path(name)) for host, name in places]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from epbench.analysis.statistics import Interval
-from epbench.report.comparison import step_interval
+from epbench.report.comparison import is_measured, step_interval
 from epbench.report.figures.base import (
     BLUE,
     GREEN,
@@ -57,13 +57,14 @@ def _percent(speed: Interval | None) -> Interval | None:
 
 def history_figure(change: Change, *, runs: Sequence[str], marks: Sequence[str]) -> Figure:
     """Step of one cell over ``runs``; ``marks`` say of each run in what it differs from the one before it."""
-    steps = [None if cell is None else step_interval(cell) for cell in change.cells]
+    steps = [step_interval(cell) if cell is not None and is_measured(cell) else None for cell in change.cells]
     points = [(at, step) for at, step in enumerate(steps) if step is not None]
     figure = Draft()
     figure.add_scatter(
-        x=[at for at, _ in points],
-        y=[rounded(1e3 * step.value) for _, step in points],
-        error_y=_error(points),
+        x=list(range(len(steps))),
+        y=[None if step is None else rounded(1e3 * step.value) for step in steps],
+        error_y=_error(points, count=len(steps)),
+        connectgaps=False,
         mode="lines+markers",
         showlegend=False,
         marker={"color": BLUE, "size": 10},
@@ -84,7 +85,11 @@ def history_figure(change: Change, *, runs: Sequence[str], marks: Sequence[str])
     return replace(drawn, min_width=80 + _RUN_PX * len(runs))
 
 
-def _error(points: Sequence[tuple[int, Interval]]) -> dict[str, object]:
-    """Bars up and down from each point."""
+def _error(points: Sequence[tuple[int, Interval]], *, count: int) -> dict[str, object]:
+    """Bars up and down from each of ``count`` places; 0 where there is no point."""
     bars = interval_points(points, scale=1e3)["error_x"]
-    return {**bars, "array": list(map(rounded, bars["array"])), "arrayminus": list(map(rounded, bars["arrayminus"]))}
+    places = [at for at, _ in points]
+    for side in ("array", "arrayminus"):
+        found = dict(zip(places, map(rounded, bars[side]), strict=True))
+        bars[side] = [found.get(at, 0.0) for at in range(count)]
+    return dict(bars)
