@@ -1,5 +1,6 @@
 """What ``epbench report`` makes of one run or of several: a page each, one page that compares them, or markdown."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,14 @@ class ReportOptions:
             raise ScenarioError("--md prints and writes no page, so it goes with neither --output nor --open")
         if count > 1 and not self.is_compared and (self.output is not None or self.csv is not None):
             raise ScenarioError("--output and --csv name one file: give one run, or several with --compare")
+        if self.output is not None and self.csv is not None and _is_same_file(self.output, self.csv):
+            raise ScenarioError("--output and --csv name the same file: a page and its cells need one each")
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether what is written to one replaces the other; a pipe or a terminal takes both."""
+    is_special = one.exists() and not one.is_file()
+    return os.path.realpath(one) == os.path.realpath(other) and not is_special
 
 
 def compare_paths(paths: Sequence[Path]) -> ComparedRuns:

@@ -1,10 +1,13 @@
 """The page's text, read without a browser: every section, every cell, and nothing that a name could break."""
 
 import base64
+import errno
 import gzip
 import hashlib
 import json
+import os
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from epbench.cells import Cell
-from epbench.errors import RunError
+from epbench.errors import RunError, StorageError
 from epbench.memory_records import MemoryDetail
 from epbench.records import CollectiveRow, GpuTelemetry, OwnDtypeRecord, RunView, Spread, Telemetry, VerifyRecord
 from epbench.report import build
@@ -333,3 +336,20 @@ def test_a_file_that_cannot_be_written_is_one_sentence(run: RunDirectory, tmp_pa
         write_report(run.path, output=tmp_path / "nowhere" / "report.html")
     with pytest.raises(RunError, match="no run directory"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("write", [lambda run, file: write_report(run, output=file), write_csv], ids=["page", "csv"])
+def test_where_nobody_may_look_is_a_matter_of_the_machine(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], Path]
+) -> None:
+    file = tmp_path / "closed" / "file"
+    look = Path.stat
+
+    def closed(path: Path, **options: Any) -> os.stat_result:
+        if path.name in {"closed", "file"}:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", closed)
+    with pytest.raises(StorageError, match=r"cannot write '.*closed/file': Permission denied"):
+        write(run.path, file)
