@@ -114,9 +114,10 @@ def _beside_alone(compared: Compared) -> Chart | None:
     if not cells:
         return None
     caption = (
-        "Of each kind of call the median transfer in the step (its bar ends at the 95th percentile) and what the same "
-        "bytes take on the same ranks with nothing else running, straight lines between the sizes of the sweep. Far "
-        "apart: something else uses memory or wires at that moment, or the bytes are split unevenly."
+        "Of each kind of call the median transfer in the step (its bar ends at the 95th percentile) and what the "
+        "median call's bytes take on the same ranks with nothing else running, straight lines between the sizes of the "
+        "sweep. Far apart: something else uses memory or wires at that moment, or the bytes are split unevenly. The "
+        "table has what a step loses by it only where its calls are of about one size."
     )
     variants = tuple(_of_cell(compared, cell) for cell in cells)
     return Chart("in-step-vs-alone", "In the step and alone", caption, variants, picker="cell")
