@@ -19,7 +19,7 @@ from epbench.analysis.statistics import MIN_LAUNCHES, Interval
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, speed_ratio
 from epbench.report.selection import mode_pairs, mode_rows
-from epbench.report.text import join
+from epbench.report.text import UNKNOWN, join
 from epbench.report.verdict import NOT_RUN
 
 __all__ = [
@@ -40,6 +40,14 @@ class BreakEven:
 
     kind: Literal["after", "never", "unknown"]
     steps: Interval | None = None
+
+    @property
+    def text(self) -> str:
+        """``201 [200, 203]``: whole steps, the next one up."""
+        if self.steps is None:
+            return "never" if self.kind == "never" else UNKNOWN
+        texts = [f"{math.ceil(x):,}" for x in (self.steps.value, self.steps.low, self.steps.high) if x is not None]
+        return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else texts[0]
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,18 @@
 
 from collections.abc import Sequence
 
-from epbench.analysis.statistics import Interval
 from epbench.records import Breakdown, CellResult
-from epbench.report.comparison import Compared, speed_ratio
+from epbench.report.comparison import Compared
+from epbench.report.compiling import Pair, break_even, pairs_of
 from epbench.report.figures.communication import kind_of
 from epbench.report.quantities import exposed_share
 from epbench.report.rules.model import Finding, gain, group_of, share
-from epbench.report.selection import mode_pairs, mode_rows
 from epbench.report.text import clean, number, slow_down, speed_up
 
 __all__ = ["compile_gain", "exposed_communication", "host_bound"]
 
 _EXPOSED, _IDLE = 0.10, 0.05  # shares of a step below which there is nothing to tell
 _ALIKE = 0.67  # a trace says where a gain is from only if it shows about that gain
-_Pair = tuple[CellResult, CellResult, Interval]  # eager, compiled, speed of compiled over eager
 
 
 # ---------------------------------------------------------------- parts of the traced step
@@ -72,52 +70,45 @@ def host_bound(compared: Compared) -> Finding | None:
 
 def compile_gain(compared: Compared) -> Finding | None:
     """Where compiling makes a difference that can be told, how much, in which part, and when it has paid."""
-    pairs = [pair for group in compared.groups for pair in _pairs(compared, group.measured)]
-    told = [pair for pair in pairs if pair[2].excludes(1.0)]
+    pairs = [pair for group in compared.groups for pair in pairs_of(compared, group) if pair.speed.known]
+    told = [pair for pair in pairs if pair.is_told]
     if not told:
         return None
-    return Finding(f"{_gains(compared, pairs, told)}.", "speed-up", max(gain(ratio) for _, _, ratio in told))
+    return Finding(f"{_gains(compared, pairs, told)}.", "speed-up", max(gain(pair.speed) for pair in told))
 
 
-def _pairs(compared: Compared, cells: Sequence[CellResult]) -> list[_Pair]:
-    if not cells:
-        return []
-    rows = mode_pairs(mode_rows(compared, group_of(compared, cells[0])))
-    ratios = ((eager, compiled, speed_ratio(compiled, eager)) for _, eager, compiled in rows)
-    return [(eager, compiled, ratio) for eager, compiled, ratio in ratios if ratio is not None and ratio.known]
-
-
-def _gains(compared: Compared, pairs: Sequence[_Pair], told: Sequence[_Pair]) -> str:
+def _gains(compared: Compared, pairs: Sequence[Pair], told: Sequence[Pair]) -> str:
     """``Compiled is faster than eager in 3 of 4 pairs, most in dp4 compiled (+17.0 % [16.2, 17.9])``."""
     if len(pairs) == 1:
-        ((_, only, ratio),) = pairs
-        told_by = f"{speed_up(ratio, sign=False)} faster" if ratio.value > 1 else f"{slow_down(ratio)} slower"
-        return f"{compared.naming.full(only)} is {told_by} than eager{_where(pairs[0])}{_paid_back(pairs[0])}"
+        (only,) = pairs
+        is_faster = only.speed.value > 1
+        told_by = f"{speed_up(only.speed, sign=False)} faster" if is_faster else f"{slow_down(only.speed)} slower"
+        return f"{compared.naming.full(only.compiled)} is {told_by} than eager{_where(only)}{_paid_back(only)}"
     kinds = {
-        word: [pair for pair in told if (pair[2].value > 1) == (word == "faster")] for word in ("faster", "slower")
+        word: [pair for pair in told if (pair.speed.value > 1) == (word == "faster")] for word in ("faster", "slower")
     }
     parts = [f"{word} {_most(compared, found, len(pairs))}" for word, found in kinds.items() if found]
     same = len(pairs) - len(told)
     return f"Compiled is {'; '.join(parts)}" + (f"; no difference can be told in {same}" if same else "")
 
 
-def _most(compared: Compared, pairs: Sequence[_Pair], count: int) -> str:
-    most = max(pairs, key=lambda pair: abs(pair[2].value - 1))
-    what = f"{speed_up(most[2])}{_where(most)}{_paid_back(most)}"
-    return f"than eager in {len(pairs)} of {count} pairs, most in {compared.naming.full(most[1])} ({what})"
+def _most(compared: Compared, pairs: Sequence[Pair], count: int) -> str:
+    most = max(pairs, key=lambda pair: abs(pair.speed.value - 1))
+    what = f"{speed_up(most.speed)}{_where(most)}{_paid_back(most)}"
+    return f"than eager in {len(pairs)} of {count} pairs, most in {compared.naming.full(most.compiled)} ({what})"
 
 
-def _where(pair: _Pair) -> str:
+def _where(pair: Pair) -> str:
     """Which part of the step gave most of what was saved; empty without two traces that saved about as much."""
-    eager, compiled, ratio = pair
+    eager, compiled = pair.eager, pair.compiled
     before, after = _parts_s(eager.breakdown_s), _parts_s(compiled.breakdown_s)
     saved = {name: before[name] - after[name] for name in before.keys() & after.keys()}
     total_s = sum(saved.values())
     timed_s = (eager.step_s or 0.0) - (compiled.step_s or 0.0)
-    if ratio.value <= 1 or len(saved) < 3 or not _ALIKE * timed_s <= total_s <= timed_s / _ALIKE:
+    if pair.speed.value <= 1 or len(saved) < 3 or not _ALIKE * timed_s <= total_s <= timed_s / _ALIKE:
         return ""
     name = max(saved, key=lambda part: saved[part])
-    return f", most of it {name}"
+    return f", {'most' if saved[name] > total_s / 2 else 'the largest part'} of it {name}"
 
 
 def _parts_s(parts: Breakdown) -> dict[str, float]:
@@ -128,11 +119,8 @@ def _parts_s(parts: Breakdown) -> dict[str, float]:
     return {name: seconds for name, seconds in found.items() if seconds is not None}
 
 
-def _paid_back(pair: _Pair) -> str:
+def _paid_back(pair: Pair) -> str:
     """After how many steps compiling has paid for itself; empty where it does not, or is not known to."""
-    eager, compiled, ratio = pair
-    cost_s = compiled.compile.seconds
-    if cost_s is None or ratio.value <= 1 or eager.step_s is None or compiled.step_s is None:
-        return ""
-    steps = cost_s / (eager.step_s - compiled.step_s)
-    return f", {number(cost_s)} s of compiling paid back after {number(steps)} steps"
+    cost_s = pair.compiled.compile.seconds
+    paid = break_even(pair, cost_s)
+    return f", {number(cost_s)} s of compiling paid back after {paid.text} steps" if paid.kind == "after" else ""

@@ -1,6 +1,5 @@
 """Tables of eager beside compiled."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 from epbench.analysis.statistics import MIN_LAUNCHES
@@ -123,8 +122,4 @@ def _number(value: float | None, digits: int = 3) -> Value:
 
 
 def _steps(found: BreakEven) -> Value:
-    """Whole steps, the next one up."""
-    if found.steps is None:
-        return Value("never" if found.kind == "never" else UNKNOWN)
-    texts = [f"{math.ceil(x):,}" for x in (found.steps.value, found.steps.low, found.steps.high) if x is not None]
-    return Value(f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else texts[0], found.steps.value)
+    return Value(found.text, None if found.steps is None else found.steps.value)
