@@ -87,6 +87,20 @@ def test_cells_with_fewer_ranks_are_on_the_same_machine_start() -> None:
     assert list(series(section)) == ["valid launch"]
 
 
+@pytest.mark.parametrize(
+    ("hosts", "names"),
+    [
+        (["a", ""], ["valid launch"]),
+        (["", "a", "b"], ["valid, machine start not recorded", "valid, machine start 1", "valid, machine start 2"]),
+    ],
+)
+def test_launches_that_name_no_host_are_no_machine_start(hosts: list[str], names: list[str]) -> None:
+    cells = [on(str(at), host=host) for at, host in enumerate(hosts)]
+    section = section_of(view_of(cells))
+    assert list(series(section)) == names
+    assert section.note.endswith("1 machine start." if len(hosts) == 2 else "2 machine starts.")
+
+
 def test_nothing_is_said_of_machine_starts_where_no_launch_names_a_host() -> None:
     assert section_of(view_of([on("", host="")])).note == "2 launches of all cells, none of them invalid."
 

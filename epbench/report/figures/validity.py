@@ -38,24 +38,26 @@ Point = tuple[int, float, LaunchValue]  # row, per cent from the median, launch
 def numbered_starts(cells: Sequence[CellResult]) -> dict[MachineStart, int]:
     """What launches name as their machine start, with its number from 1 in the order in which they ran.
 
-    Launches with fewer ranks have the number of those that used their GPUs and others.
+    Launches with fewer ranks have the number of those that used their GPUs and others; where none is named it is 0.
     """
     launches = sorted((launch for cell in cells for launch in cell.launch_values), key=lambda one: one.order)
     part_of = machine_starts(launches)
-    numbers = {wide: number for number, wide in enumerate(dict.fromkeys(part_of.values()), start=1)}
-    return {start: numbers[wide] for start, wide in part_of.items()}
+    named = dict.fromkeys(wide for wide in part_of.values() if any(wide))
+    numbers = {wide: number for number, wide in enumerate(named, start=1)}
+    return {start: numbers.get(wide, 0) for start, wide in part_of.items()}
 
 
 def noise_figure(rows: Sequence[tuple[str, CellResult]], starts: Mapping[MachineStart, int]) -> Figure:
     """Every launch of each cell, in per cent of the median of its valid ones; ``starts`` numbers machine starts."""
     figure = Draft()
     points = [point for at, (_, cell) in enumerate(rows) for point in _points(at, cell)]
-    numbers = sorted(set(starts.values()))
-    for number in numbers:
+    several = max(starts.values(), default=0) > 1
+    for number in sorted(set(starts.values())) if several else [1]:
         for valid in (True, False):
-            own = [one for one in points if one[2].valid is valid and starts[machine_start(one[2])] == number]
+            of_start = (one for one in points if not several or starts[machine_start(one[2])] == number)
+            own = [one for one in of_start if one[2].valid is valid]
             if own:
-                figure.add_scatter(**_series(own, number, valid=valid, several=len(numbers) > 1))
+                figure.add_scatter(**_series(own, number, valid=valid, several=several))
     figure.add_vline(x=0.0, line={"color": GREY, "dash": "dot", "width": 2})
     name_rows(figure, [name for name, _ in rows])
     figure.update_xaxes(title_text="step of a launch, % from the median of the cell's valid launches", ticksuffix=" %")
@@ -78,7 +80,7 @@ def _series(points: Sequence[Point], number: int, *, valid: bool, several: bool)
         "x": [rounded(percent) for _, percent, _ in points],
         "y": [at for at, _, _ in points],
         "mode": "markers",
-        "name": f"{kind}, machine start {number}" if several else f"{kind} launch",
+        "name": f"{kind}, machine start {number or 'not recorded'}" if several else f"{kind} launch",
         "text": [_hover(launch) for _, _, launch in points],
         "hovertemplate": "%{text}: %{x:+.2f} %<extra></extra>",
         "marker": {

@@ -88,7 +88,7 @@ def _summary(compared: Compared, starts: Mapping[MachineStart, int]) -> str:
     launches = [one for cell in compared.view.cells for one in cell.launch_values]
     invalid = sum(not one.valid for one in launches)
     counted = f"{len(launches)} launches of all cells, {invalid or 'none'} of them invalid"
-    count = len({number for start, number in starts.items() if any(start)})  # those that launches name
+    count = max(starts.values(), default=0)
     return f"{counted}, on {count} machine start{'s' if count > 1 else ''}." if count else f"{counted}."
 
 
