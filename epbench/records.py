@@ -347,3 +347,11 @@ class RunView(Frozen):
     protocol: int
     environment: EnvironmentRecord
     cells: list[CellResult]
+    damaged: list[str] = Field(default_factory=list, description="files of cells that are there and cannot be read")
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those of the run, and what of it cannot be read."""
+        count = len(self.damaged)
+        files = f"{count} file{'s' * (count > 1)} of cells cannot be read: {', '.join(self.damaged[:3])}"
+        return self.run.warnings + ([files + ", ..." * (count > 3)] if count else [])

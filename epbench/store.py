@@ -1,14 +1,15 @@
 """Run directories: the only place that a run writes to, and the way back from one to what ``show`` prints.
 
 ``result.json`` of a cell is written last, by rename, so that its presence means "complete"; a file that is
-torn or of another schema counts as absent and the cell as not run. Nothing here imports torch.
+torn or of another schema counts as absent and the cell as not run, which its row and a warning say. Nothing here
+imports torch.
 """
 
 import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,14 +82,36 @@ class RunDirectory:
         return dict(sorted(planned.items(), key=lambda item: (item[1].order, item[0])))
 
     def view(self) -> RunView:
-        """Every planned cell: its result, or its plan where it has none yet."""
-        record = self.record
+        """Every planned cell: its result, or its plan where it has none yet; then cells whose plan cannot be read."""
+        record, entries = self.record, self.entries()
+        results = {cell_id: self.read_result(cell_id) for cell_id in self._cell_ids()}
+        damaged = self._unreadable({"cell.json": entries, "result.json": results})
+        planned = [results.get(cell_id) or self._without_result(cell_id, entry) for cell_id, entry in entries.items()]
         return RunView(
             run=record,
             protocol=record.protocol,
             environment=record.environment,
-            cells=[self.read_result(cell_id) or _not_run(cell_id, entry) for cell_id, entry in self.entries().items()],
+            cells=planned + [row for cell_id, row in results.items() if row and cell_id not in entries],
+            damaged=damaged,
         )
+
+    def _cell_ids(self) -> list[str]:
+        """Cells that have a directory."""
+        return sorted(path.name for path in self.path.glob("cells/*") if _CELL_ID.fullmatch(path.name))
+
+    def _unreadable(self, found: Mapping[str, Mapping[str, object]]) -> list[str]:
+        """Files of cells that are there, but not in what was ``found`` of each name."""
+        return [
+            f"cells/{cell_id}/{name}"
+            for cell_id in self._cell_ids()
+            for name, records in found.items()
+            if records.get(cell_id) is None and (self.cell_path(cell_id) / name).exists()
+        ]
+
+    def _without_result(self, cell_id: str, entry: CellEntry) -> CellResult:
+        row = _not_run(cell_id, entry)
+        is_damaged = (self.cell_path(cell_id) / "result.json").exists() and entry.skip_reason is None
+        return row.model_copy(update={"reason": "result.json is damaged"}) if is_damaged else row
 
     def write_cell(self, entry: CellEntry) -> None:
         """Plan one cell."""

@@ -15,6 +15,7 @@ from epbench.records import CellResult, EnvironmentRecord, LaunchValue, RunRecor
 from epbench.runner.launched import LaunchRecord, find_launches, write_launch
 from epbench.store import CellEntry, RunDirectory, create_run, open_run, result_of, write_atomically
 
+MODES = ("eager", "compiled")
 CELL = Cell(layout=Layout(dp_shard=2, ep=2))
 
 
@@ -90,7 +91,21 @@ def test_a_damaged_result_counts_as_absent(run: RunDirectory, damage: str) -> No
     }[damage]
     file.write_text(text)
     assert run.read_result(CELL.id) is None
-    assert run.view().cells[0].outcome is None
+    (row,) = run.view().cells
+    assert (row.outcome, row.reason) == (None, "result.json is damaged")
+    assert run.view().warnings == [f"1 file of cells cannot be read: cells/{CELL.id}/result.json"]
+
+
+def test_a_cell_whose_plan_is_damaged_keeps_its_result(run: RunDirectory) -> None:
+    entries = [CellEntry(order=order, cell=CELL.model_copy(update={"mode": mode})) for order, mode in enumerate(MODES)]
+    for entry in entries:
+        run.write_cell(entry)
+        (run.cell_path(entry.cell.id) / "cell.json").write_text("{")
+    run.write_result(finished(entries[0]))
+    view = run.view()
+    assert [(row.cell, row.outcome) for row in view.cells] == [(entries[0].cell.id, "ok")]
+    assert view.warnings[0].startswith("2 files of cells cannot be read: cells/")
+    assert not run.entries()
 
 
 @pytest.mark.parametrize("hostile", ["..", ".", "../x", "a/b", "", "x" * 10_000, "<script>", "a\0b"])

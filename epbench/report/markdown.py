@@ -28,7 +28,7 @@ def markdown_report(run: RunView | RunData, *, changes: ComparedRuns | None = No
     parts = [
         f"## {escaped(clean(view.run.name, 80))}",
         machine,
-        "\n".join(f"**Warning:** {escaped(clean(text, 600))}  " for text in view.run.warnings),
+        "\n".join(f"**Warning:** {escaped(clean(text, 600))}  " for text in view.warnings),
         "\n\n".join(f"**{escaped(text)}**" for text in _verdicts(compared)),
         "\n".join(f"- {escaped(finding.text)}" for finding in findings(compared)),
         markdown_changes(changes) if changes is not None else "",

@@ -116,7 +116,7 @@ def _answers(compared: Compared, anchors: set[str]) -> dict[str, Any]:
         "verdicts": by_importance(compared),
         "outcomes": outcome_counts(view),
         "environment": environment_rows(view),
-        "warnings": [clean(text, 600) for text in view.run.warnings],
+        "warnings": [clean(text, 600) for text in view.warnings],
         "on_cpu": view.environment.device == "cpu",
         "findings": findings(compared),
         "anchors": anchors,

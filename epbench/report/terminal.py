@@ -39,7 +39,7 @@ def render_cells(view: RunView) -> str:
     compared = Compared.of(view)
     head = f"{clean(view.run.name, 80)}: {', '.join(f'{what} {text}' for what, text in environment_rows(view))}"
     reasons = [_reason(compared, cell) for cell in view.cells if cell.reason or not cell.expected]
-    warnings = "\n".join(f"warning: {clean(text, 600)}" for text in view.run.warnings)
+    warnings = "\n".join(f"warning: {clean(text, 600)}" for text in view.warnings)
     body = [_verdicts(compared), _findings(compared), *_groups(compared), _routings(compared)]
     parts = [head, warnings, *body, "\n".join(_legend(compared)), "\n".join(reasons)]
     return "\n\n".join(part for part in parts if part) + "\n"
