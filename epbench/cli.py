@@ -11,6 +11,8 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -320,9 +322,23 @@ def noise(
 def _open_in_browser(pages: list[Path]) -> None:
     import webbrowser
 
-    for page in pages:
-        if not webbrowser.open(page.resolve().as_uri()):
-            _say(f"there is no browser here to open {page} with")
+    with _stdout_aside():
+        for page in pages:
+            if not webbrowser.open(page.resolve().as_uri()):
+                _say(f"there is no browser here to open {page} with")
+
+
+@contextmanager
+def _stdout_aside() -> Iterator[None]:
+    """What processes that are started within say goes to stderr; stdout is for the path alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def parse_duration(text: str) -> float:

@@ -1,6 +1,9 @@
 """``epbench compare``, and ``epbench report`` of several runs: what they print, write and refuse."""
 
 import json
+import os
+import subprocess
+import sys
 import webbrowser
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from epbench.cells import Cell
 from epbench.cli import app
 from epbench.store import CellEntry, create_run
 from tests.report.sample import DP4, DP4_EP4, measured_cell, run_record
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 def epbench(*arguments: str) -> Result:
@@ -82,6 +87,17 @@ def test_report_compare_is_one_page_of_the_last_run(runs: tuple[str, str], monke
         < page.index(f"Compared with {Path(runs[0]).name}</h2>")
         < page.index("All cells</h2>")
     )
+
+
+def test_what_the_browser_says_is_not_in_stdout(runs: tuple[str, str], tmp_path: Path) -> None:
+    talks = tmp_path / "talks"
+    talks.write_text("#!/bin/sh\necho opening\n")
+    talks.chmod(0o755)
+    command = [sys.executable, "-m", "epbench", "report", runs[0], "--open"]
+    environment = os.environ | {"BROWSER": str(talks), "PYTHONPATH": str(REPOSITORY)}
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert found.stdout == f"{runs[0]}/report.html\n"
+    assert "opening\n" in found.stderr
 
 
 def test_markdown_goes_to_stdout_and_no_page_is_written(runs: tuple[str, str]) -> None:
