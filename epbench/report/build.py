@@ -11,7 +11,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ def write_report(
 ) -> Path:
     """Write the report of a run, by default to ``report.html`` in its directory, and return its path.
 
-    What is too large for one file is written beside it, and said on the page with its name.
+    What is too large for one file is written beside it, and said on the page with its name; what an earlier page of
+    this name had beside it is removed.
 
     Raises RunError if the run cannot be read or the file cannot be there, StorageError if it cannot be written.
     """
@@ -47,11 +48,15 @@ def write_report(
     path = output or run.path / "report.html"
     _refuse_impossible(path)
     whole = Limits(records=math.inf, cell_charts=math.inf)  # for what is no plain file, such as a pipe
-    page = build_page(run, leading=leading, stem=path.stem, limits=whole if _is_special(path) else limits)
+    is_special = _is_special(path)
+    page = build_page(run, leading=leading, stem=path.stem, limits=whole if is_special else limits)
     try:
         for name, text in page.beside.items():
             _write(path.with_name(name), text)
-        return _write(path, page.html)
+        _write(path, page.html)
+        if not is_special:
+            _remove([path.with_name(name) for name in _beside(path.stem) if name not in page.beside])
+        return path
     except StorageError as error:
         raise StorageError(f"{error}; what was measured is kept, make room and: epbench report {run_path}") from error
 
@@ -75,6 +80,18 @@ def _write(path: Path, text: str) -> Path:
     else:
         replace_file(path, text.encode())
     return path
+
+
+def _remove(stale: Iterable[Path]) -> None:
+    """Files that belonged to a page that is no more: they are of other records than the page beside them."""
+    for path in stale:
+        with writing(path):
+            path.unlink(missing_ok=True)
+
+
+def _beside(stem: str) -> tuple[str, str]:
+    """Names of the files that a page may have beside it: charts of single cells, and records."""
+    return f"{stem}-cells.html", f"{stem}-records.json"
 
 
 def _refuse_impossible(path: Path) -> None:
@@ -119,11 +136,9 @@ def build_page(
 ) -> Page:
     """The report of a run named ``stem``, with what is too large for one file in files beside it."""
     parts = page_parts(Compared.of(run), leading=leading, stem=stem, limits=limits or Limits())
-    beside = {
-        f"{stem}-cells.html": _rendered(parts.cells) if parts.cells is not None else None,
-        f"{stem}-records.json": parts.records,
-    }
-    return Page(_rendered(parts.main), {name: text for name, text in beside.items() if text is not None})
+    texts = (_rendered(parts.cells) if parts.cells is not None else None, parts.records)
+    beside = {name: text for name, text in zip(_beside(stem), texts, strict=True) if text is not None}
+    return Page(_rendered(parts.main), beside)
 
 
 def _rendered(variables: dict[str, Any]) -> str:

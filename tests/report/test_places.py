@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_above_a_size_records_and_charts_of_single_cells_go_beside(run: RunData,
     assert set(parted.beside) == {"of-night-cells.html", "of-night-records.json"}
     assert RunView.model_validate_json(parted.beside["of-night-records.json"]) == run.view
     assert set(page.unpacked("data")) == {"cells.csv", "launches.csv", "collectives.csv"}
-    assert {"of-night-cells.html", "of-night-records.json"} <= {tag["href"] for tag in page.all_tags("a")}
+    assert {"./of-night-cells.html", "./of-night-records.json"} <= {tag["href"] for tag in page.all_tags("a")}
     assert re.search(r"\d of 12 are in this file", page.texts["experts"])
 
 
@@ -67,7 +68,7 @@ def test_the_page_keeps_the_fastest_of_each_group_and_the_one_beside_has_all(run
 
 def test_the_page_beside_links_back_and_has_charts_of_single_cells_only(parted: Built) -> None:
     page = Page(parted.beside["of-night-cells.html"])
-    assert "of-night.html" in {tag["href"] for tag in page.all_tags("a")}
+    assert "./of-night.html" in {tag["href"] for tag in page.all_tags("a")}
     assert {tag["data-picker"] for tag in page.all_tags("select")} == {"cell"}
     assert not page.texts.keys() & {"verdict", "cells", "data"}
 
@@ -90,3 +91,13 @@ def test_files_beside_a_report_are_written_with_it(tmp_path: Path) -> None:
     assert write_report(directory.path, output=page, limits=Limits(records=0)) == page
     assert "night-records.json" in page.read_text(encoding="utf-8")
     assert RunView.model_validate_json((tmp_path / "night-records.json").read_text()).cells == []
+    (tmp_path / "nights-records.json").touch()
+    write_report(directory.path, output=page)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["night.html", "nights-records.json", "run"]
+
+
+def test_a_link_to_a_file_beside_is_its_name_whatever_the_name_is(tmp_path: Path) -> None:
+    stem = "javascript:night #3: a%20b?\"'&"
+    page = Page(build_page(many_cells(1), stem=stem, limits=Limits(records=0)).html)
+    links = [tag["href"] or "" for tag in page.all_tags("a")]
+    assert f"{stem}-records.json" in {unquote(urlsplit(link).path).removeprefix("./") for link in links}
