@@ -221,9 +221,15 @@ def test_words_filter_rows_and_the_count_says_how_many(sample: Opened) -> None:
     assert column(sample, "layout") == every
 
 
-def test_pressed_values_filter_too(sample: Opened) -> None:
-    sample.page.locator("#filter-toggles button", has_text="oom").click()
-    assert set(column(sample, "outcome")) == {"oom"}
+@pytest.mark.parametrize("before", ["", "delete Element.prototype.ariaPressed"], ids=["this browser", "an older one"])
+def test_pressed_values_filter_too(browser: "Browser", page: Callable[[str], Path], before: str) -> None:
+    with opened(browser) as found:
+        found.page.add_init_script(before)
+        found.page.goto(page("sample").as_uri())
+        button = found.page.locator("#filter-toggles button", has_text="oom")
+        button.click()
+        assert set(column(found, "outcome")) == {"oom"}
+        assert button.get_attribute("aria-pressed") == "true"
 
 
 def test_speeds_are_against_the_reference_that_is_picked(sample: Opened) -> None:
@@ -445,6 +451,24 @@ def test_the_data_come_out_of_the_page(sample: Opened, tmp_path: Path) -> None:
     assert RunView.model_validate(json.loads(saved[".json"])) == sample_data().view
     assert saved.keys() == {".json", ".csv"}
     assert len(list(csv.reader(saved[".csv"].splitlines()))) > 1
+
+
+def test_data_that_cannot_be_unpacked_are_said_to_be(sample: Opened) -> None:
+    sample.value("document.getElementById('data').textContent = 'AAAA'")
+    button = sample.page.locator("button[data-download]").first
+    button.click()
+    alert = sample.page.locator(".downloads [role=alert]")
+    alert.wait_for()
+    assert (alert.text_content() or "").startswith(f"{button.text_content()} cannot be saved in this browser (")
+    assert sample.console == []
+
+
+def test_a_file_is_there_until_the_browser_has_read_it(sample: Opened) -> None:
+    sample.value("() => { window.revoked = []; URL.revokeObjectURL = (url) => revoked.push(url); }")
+    with sample.page.expect_download():
+        sample.page.locator("button[data-download]").first.click()
+    settled(sample)
+    assert sample.value("window.revoked") == []
 
 
 # ---- how large, how fast ----

@@ -11,7 +11,9 @@ const filter = (() => {
   const partsOf = (body) => [...body.rows[0].cells, body.querySelector("summary")];
   const textOfRow = (body) => partsOf(body).map((part) => part.textContent).join(" ").toLowerCase();
   const buttons = (column) => all(`#filter-toggles button[data-column="${column}"]`);
-  const pressed = (column) => buttons(column).filter((one) => one.ariaPressed === "true").map((one) => one.value);
+  const isPressed = (button) => button.getAttribute("aria-pressed") === "true";
+  const press = (button, isOn) => button.setAttribute("aria-pressed", isOn); // older browsers have no ariaPressed
+  const pressed = (column) => buttons(column).filter(isPressed).map((one) => one.value);
 
   function makeToggles() {
     for (const column of COLUMNS) {
@@ -19,10 +21,10 @@ const filter = (() => {
       if (values.length < 2 || values.length > MOST_VALUES) continue;
       const group = element("span", { className: "toggles", role: "group", "aria-label": column });
       for (const value of values) {
-        const button = element("button", { type: "button", value, ariaPressed: "false" }, value);
+        const button = element("button", { type: "button", value, "aria-pressed": "false" }, value);
         button.dataset.column = column;
         button.addEventListener("click", () => {
-          button.ariaPressed = String(button.ariaPressed !== "true");
+          press(button, !isPressed(button));
           changed();
         });
         group.append(button);
@@ -56,7 +58,7 @@ const filter = (() => {
 
   function clear() {
     byId("filter-text").value = "";
-    for (const button of all("#filter-toggles button")) button.ariaPressed = "false";
+    for (const button of all("#filter-toggles button")) press(button, false);
     changed();
   }
 
@@ -80,7 +82,7 @@ const filter = (() => {
     });
     for (const column of COLUMNS) {
       state.on(column, (_, values) => {
-        for (const button of buttons(column)) button.ariaPressed = String(values.includes(button.value));
+        for (const button of buttons(column)) press(button, values.includes(button.value));
         apply();
       });
     }
