@@ -354,8 +354,13 @@ def test_a_finding_leads_to_its_chart_and_back(sample: Opened) -> None:
     sample.page.wait_for_function(
         f"() => Math.abs(document.querySelector('{place}').getBoundingClientRect().top) < 300"
     )
+    sample.page.locator("#theme").click()
     sample.page.go_back()
     assert place not in sample.page.url
+    sample.page.wait_for_function("() => !document.documentElement.dataset.theme")
+    sample.page.go_forward()
+    sample.page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
+    assert place in sample.page.url
 
 
 def test_keys_alone_sort_and_pick_and_the_focus_is_seen(sample: Opened) -> None:

@@ -1,5 +1,6 @@
-// What the reader has set stands in the address, so that a link shows it again and the back button undoes a jump:
-// "#frontier&theme=dark&sort=step.up". The first part without a value is the place on the page. "#dark" is a theme.
+// What the reader has set stands in the address, so that a link shows it again: "#frontier&theme=dark&sort=step.up".
+// The first part without a value is the place on the page. "#dark" is a theme. Only a jump is a step of the history:
+// the back button undoes it with what was set since, and the forward button shows both again.
 const state = (() => {
   const PLACE = "";
   const appliers = new Map(); // key to the function that is given its values when the address changes
