@@ -15,14 +15,19 @@ throughout; what a device could not give is missing, never zero.
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from epbench.comm_records import CommRecord, Swept
+from pydantic import BaseModel
+
+from epbench.cells import Cell
+from epbench.comm_records import CommPoint, CommRecord, Swept
+from epbench.layout import Layout
 from epbench.memory_records import MemoryTimeline
-from epbench.records import CellResult, EnvironmentRecord, RunRecord, RunView
+from epbench.records import CellResult, CollectiveRow, EnvironmentRecord, GpuTelemetry, LaunchValue, RunRecord, RunView
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +40,27 @@ _NESTED = (
     "collectives",
     "all_to_all",
 )  # frames of their own; all_to_all is part of collectives
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?(e[-+]?\d+)?")
+
+
+def _columns(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Names of the columns that records of a kind become; tables with keys of their own have none."""
+    for name, field in kind.model_fields.items():
+        kinds = [one for one in (field.annotation, *get_args(field.annotation)) if isinstance(one, type)]
+        nested = next((one for one in kinds if issubclass(one, BaseModel)), None)
+        if nested is not None:
+            yield from _columns(nested, f"{prefix}{name}.")
+        elif get_origin(field.annotation) is not dict:
+            yield f"{prefix}{name}"
+
+
+_LAUNCHES = (*_NAMES, *(name for name in _columns(LaunchValue) if not name.startswith("telemetry.")))
+_COLLECTIVES = (*_NAMES, *_columns(CollectiveRow))
+_GPUS = (*_NAMES, "index", "gpu", *_columns(GpuTelemetry))
+_MEMORY = (*_NAMES, "rank", "time_s", "low_bytes", "high_bytes")
+_SPEEDS = ("algbw_bytes_per_s", "busbw_bytes_per_s")
+_COMM = ("groups", "group_size", "axes", *_columns(CommPoint), *_SPEEDS)
 
 
 @dataclass(frozen=True)
@@ -78,43 +104,72 @@ def frames_of(
     comm: CommRecord | None = None,
 ) -> RunFrames:
     """Frames of a view; ``timelines`` are what lies beside the results, by cell, and ``comm`` beside all of them."""
-    import pandas as pd
-
     return RunFrames(
         run=view.run,
         environment=view.environment,
-        cells=pd.DataFrame.from_records(list(_rows(view))),
-        launches=pd.DataFrame.from_records(list(_launches(view))),
-        collectives=pd.DataFrame.from_records(list(_collectives(view))),
-        gpus=pd.DataFrame.from_records(list(_gpus(view))),
-        memory=pd.DataFrame.from_records(list(_timelines(view, timelines or {}))),
-        comm=pd.DataFrame.from_records([row for swept in (comm.swept if comm else ()) for row in _swept(swept)]),
+        cells=_frame(_rows(view), _cell_columns()),
+        launches=_frame(_launches(view), _LAUNCHES),
+        collectives=_frame(_collectives(view), _COLLECTIVES),
+        gpus=_frame(_gpus(view), _GPUS),
+        memory=_frame(_timelines(view, timelines or {}), _MEMORY),
+        comm=_frame((row for swept in (comm.swept if comm else ()) for row in _swept(swept)), _COMM),
     )
 
 
+def _frame(found: Iterable[Mapping[str, Any]], names: Iterable[str]) -> "pd.DataFrame":
+    """Rows as a frame, which has columns of these names if there is no row."""
+    import pandas as pd
+
+    rows = list(found)
+    return pd.DataFrame.from_records(rows) if rows else pd.DataFrame(columns=list(names), dtype=float)
+
+
 def cells_csv(view: RunView) -> str:
-    """The ``cells`` frame as CSV with a header line; missing values are empty."""
-    return _csv(_rows(view))
+    """The ``cells`` frame as CSV with a header line; missing values are empty.
+
+    A text that a spreadsheet would calculate has an apostrophe before it, which the frames have not.
+    """
+    return _csv(_rows(view), _cell_columns())
 
 
 def launches_csv(view: RunView) -> str:
     """The ``launches`` frame likewise."""
-    return _csv(_launches(view))
+    return _csv(_launches(view), _LAUNCHES)
 
 
 def collectives_csv(view: RunView) -> str:
     """The ``collectives`` frame likewise, with nested values as dotted columns."""
-    return _csv(map(_flat, _collectives(view)))
+    return _csv(map(_flat, _collectives(view)), _COLLECTIVES)
 
 
-def _csv(found: Iterable[Mapping[str, Any]]) -> str:
+def _csv(found: Iterable[Mapping[str, Any]], known: Iterable[str]) -> str:
+    """Rows under the names of all of them, or under those that are ``known`` if there is no row."""
     rows = list(found)
     file = io.StringIO()
-    names = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(file, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    names = list(dict.fromkeys(key for row in rows for key in row)) or list(known)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_inert, names))
+    writer.writerows([_inert(row.get(name)) for name in names] for row in rows)
     return file.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """The value, or a text that begins as a formula does with an apostrophe before it."""
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA) and not _are_numbers(value)
+    return f"'{value}" if is_formula else value
+
+
+def _are_numbers(text: str) -> bool:
+    """Whether a text is a list of numbers, such as of losses."""
+    return all(_NUMBER.fullmatch(word) for word in text.split(" "))
+
+
+def _cell_columns() -> Iterable[str]:
+    """Of a cell that was planned and did not run."""
+    from epbench.store import CellEntry, result_of
+
+    entry = CellEntry(order=0, cell=Cell(layout=Layout()))
+    return _flat(result_of(entry).model_dump(exclude=set(_NESTED)))
 
 
 def _rows(view: RunView) -> Iterable[dict[str, Any]]:

@@ -16,7 +16,7 @@ from epbench.frames import cells_csv, frames_of
 from epbench.memory_records import MemoryTimeline
 from epbench.records import GpuTelemetry, Spread, Telemetry
 from epbench.store import CellEntry, RunDirectory, write_record
-from tests.report.sample import DP4, measured_cell, run_record, sample_view, view_of
+from tests.report.sample import DP4, measured_cell, run_record, sample_view, unmeasured_cell, view_of
 
 
 def test_cells_have_one_row_each_failed_ones_too() -> None:
@@ -74,7 +74,43 @@ def test_gpus_have_one_row_for_each_launch_that_was_watched() -> None:
 def test_a_run_without_cells_has_empty_frames() -> None:
     frames = frames_of(view_of([]))
     assert frames.cells.empty and frames.launches.empty and frames.collectives.empty and frames.memory.empty
-    assert cells_csv(view_of([])) == "\n"
+    assert cells_csv(view_of([])) == ",".join(frames.cells.columns) + "\n"
+
+
+def test_the_examples_of_the_docs_run_where_nothing_was_measured() -> None:
+    failed = frames_of(view_of([unmeasured_cell(Cell(layout=DP4), "oom", "out of memory")]))
+    for run in (failed, frames_of(view_of([]))):
+        assert run.cells.query("outcome == 'ok'").sort_values("step_s")[["layout", "model.num_experts"]].empty
+        assert run.collectives.groupby(["layout", "mode", "purpose"])["transfer_s"].sum().empty
+        assert run.launches.groupby("cell")["step_s"].agg(["count", "median", "std"]).empty
+        assert run.gpus.groupby(["layout", "gpu"])[["sm_clock_mhz.median", "temperature_c.high"]].median().empty
+        assert run.memory[["cell", "time_s"]].empty and run.comm[["op", "seconds.median"]].empty
+
+
+def test_an_empty_frame_has_the_columns_of_a_full_one() -> None:
+    full, empty = frames_of(sample_view()), frames_of(view_of([]))
+    for name in ("launches", "collectives"):
+        missing = set(getattr(full, name).columns) - set(getattr(empty, name).columns)
+        assert all(column.startswith(("host", "last_rank_share")) for column in missing)
+    assert set(full.cells.columns) & set(empty.cells.columns) >= {"step_s", "verify.grad_error", "train.seq_len"}
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ('=HYPERLINK("http://x")', '\'=HYPERLINK("http://x")'),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("-2+3", "'-2+3"),
+        ("\tx", "'\tx"),
+        ("-0.5 1e-05", "-0.5 1e-05"),
+        ("dp4=2", "dp4=2"),
+    ],
+)
+def test_no_text_of_a_csv_is_a_formula(text: str, written: str) -> None:
+    view = view_of([measured_cell(Cell(layout=DP4), 0.4, reason=text, mfu=-0.5)])
+    (row,) = csv.DictReader(io.StringIO(cells_csv(view)))
+    assert (row["reason"], row["mfu"]) == (written, "-0.5")
+    assert frames_of(view).cells["reason"][0] == text
 
 
 def test_csv_has_the_columns_of_the_frame_and_empty_for_missing() -> None:
