@@ -16,6 +16,9 @@ from epbench.report.verdict import by_importance, outcome_counts, summary
 __all__ = ["markdown_changes", "markdown_report"]
 
 _COLUMNS = ("verdict", "layout", "mode", "routing", "size", "step", "tokens", "peak", "exposed", "launches", "speed")
+# What a forge links or draws in the text that is left when backslashes are gone: mentions, issues, addresses, emoji.
+_LIVE = re.compile(r"[@#]|:(?=//|[\w+-]+:)|www(?=\.)|GH-(?=\d)", re.IGNORECASE)
+_GAP = "\N{ZERO WIDTH SPACE}"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!&@])")
 
 
@@ -76,5 +79,6 @@ def markdown_table(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that markdown shows as it is: no markup, no mention, no HTML, one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    """Text that markdown shows as it is: no markup, mention, link, emoji, formula or HTML; one line."""
+    apart = _LIVE.sub(lambda found: found[0] + _GAP, " ".join(text.split()))
+    return _SPECIAL.sub(r"\\\1", apart).replace("$", "&#36;")
