@@ -153,7 +153,7 @@ def history_table(compared: ComparedRuns, change: Change, since: Sequence[str]) 
             Value(f"{letter}: {name}"),
             Value(clean(run.view.run.started, 40)),
             _step(cell),
-            Value(str(len(step_launches(cell))) if cell is not None else UNKNOWN),
+            _launches(cell),
             Value(what),
         )
         for letter, name, run, cell, what in zip(
@@ -161,6 +161,11 @@ def history_table(compared: ComparedRuns, change: Change, since: Sequence[str]) 
         )
     ]
     return Table(titles, tuple(rows), (False, False, True, True, False))
+
+
+def _launches(cell: CellResult | None) -> Value:
+    count = None if cell is None else len(step_launches(cell))
+    return Value(UNKNOWN if count is None else str(count), count)
 
 
 # ---------------------------------------------------------------- sentences below them
