@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +86,7 @@ class RunDirectory:
         record, entries = self.record, self.entries()
         results = {cell_id: self.read_result(cell_id) for cell_id in self._cell_ids()}
         damaged = self._unreadable({"cell.json": entries, "result.json": results})
-        planned = [results.get(cell_id) or self._without_result(cell_id, entry) for cell_id, entry in entries.items()]
+        planned = [results.get(cell_id) or _not_run(cell_id, entry, damaged) for cell_id, entry in entries.items()]
         return RunView(
             run=record,
             protocol=record.protocol,
@@ -107,11 +107,6 @@ class RunDirectory:
             for name, records in found.items()
             if records.get(cell_id) is None and (self.cell_path(cell_id) / name).exists()
         ]
-
-    def _without_result(self, cell_id: str, entry: CellEntry) -> CellResult:
-        row = _not_run(cell_id, entry)
-        is_damaged = (self.cell_path(cell_id) / "result.json").exists() and entry.skip_reason is None
-        return row.model_copy(update={"reason": "result.json is damaged"}) if is_damaged else row
 
     def write_cell(self, entry: CellEntry) -> None:
         """Plan one cell."""
@@ -153,10 +148,12 @@ def result_of(entry: CellEntry) -> CellResult:
     )
 
 
-def _not_run(cell_id: str, entry: CellEntry) -> CellResult:
+def _not_run(cell_id: str, entry: CellEntry, damaged: Sequence[str]) -> CellResult:
     """The row of a cell without a result, with the settings that its file names and no others."""
-    written = entry.cell.model_dump(mode="json", include={"model", "train"}, exclude_unset=True)
-    return result_of(entry).model_copy(update={"cell": cell_id} | written)
+    changes = entry.cell.model_dump(mode="json", include={"model", "train"}, exclude_unset=True) | {"cell": cell_id}
+    if f"cells/{cell_id}/result.json" in damaged and entry.skip_reason is None:
+        changes["reason"] = "result.json is damaged"
+    return result_of(entry).model_copy(update=changes)
 
 
 def create_run(reports_dir: Path, record: RunRecord, scenario_text: str) -> RunDirectory:

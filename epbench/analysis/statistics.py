@@ -74,15 +74,10 @@ def ratio_interval(base: Mapping[Round, float], other: Mapping[Round, float]) ->
     missing it is Welch's. A round is the launch's index, and whatever else must be the same for a pair. None if
     an arm is empty; without bounds if an arm has fewer than three launches.
     """
-    if not base or not other:
-        return None
-    value = median(other.values()) / median(base.values())
-    if min(len(base), len(other)) < MIN_LAUNCHES:
-        return Interval(value)
-    if base.keys() != other.keys():
+    if base.keys() != other.keys() or len(base) < MIN_LAUNCHES:
         return unpaired_ratio(list(base.values()), list(other.values()))
     centre, half = _paired([math.log(other[one] / base[one]) for one in base])
-    return _interval(value, centre=centre, half=half)
+    return _interval(median(other.values()) / median(base.values()), centre=centre, half=half)
 
 
 def unpaired_ratio(base: Sequence[float], other: Sequence[float]) -> Interval | None:

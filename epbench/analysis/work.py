@@ -6,12 +6,13 @@ standard, at its full size, for nothing but a comparison of what was recorded an
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from epbench.records import CellResult
 
-__all__ = ["WAYS", "loss_bound", "loss_errors", "work_key"]
+__all__ = ["WAYS", "loss_bound", "loss_errors", "work_but_routing", "work_key"]
 
 # Train settings that change how a step is computed, not what; cells that differ in them may be ranked.
 WAYS = frozenset(
@@ -32,8 +33,16 @@ _FP32_BOUND, _OTHER_BOUND = 1e-4, 1e-3
 
 def work_key(cell: CellResult) -> str:
     """The same text for cells that do the same work: one model, batch, precision, seed, routing and world size."""
-    train = {key: value for key, value in cell.train.items() if key not in WAYS}
-    return json.dumps([cell.model, train, cell.routing, cell.world_size], sort_keys=True)
+    return json.dumps([cell.model, _of_work(cell.train), cell.routing, cell.world_size], sort_keys=True)
+
+
+def work_but_routing(cell: CellResult) -> str:
+    """The same text for cells that would do the same work if they had one routing."""
+    return json.dumps([cell.model, _of_work(cell.train), cell.world_size], sort_keys=True)
+
+
+def _of_work(train: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in train.items() if key not in WAYS}
 
 
 def loss_bound(cell: CellResult) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
-from epbench.analysis.work import WAYS
+from epbench.analysis.work import WAYS, work_but_routing
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, speed_ratio
 from epbench.report.routing_pairs import routing_pairs
@@ -61,13 +61,8 @@ def _by_load(compared: Compared) -> list[list[tuple[float, Group]]]:
     for group in compared.groups:
         loads = [load for cell in group.measured if (load := _load(cell))]
         if loads and best_of(group):
-            alike.setdefault(_all_but_routing(group.cells[0]), []).append((median(loads), group))
+            alike.setdefault(work_but_routing(group.cells[0]), []).append((median(loads), group))
     return [sorted(found, key=lambda one: one[0]) for found in alike.values()]
-
-
-def _all_but_routing(cell: CellResult) -> str:
-    train = {key: value for key, value in cell.train.items() if key not in WAYS}
-    return json.dumps([cell.model, train, cell.world_size], sort_keys=True)
 
 
 def _arm(cell: CellResult) -> str:

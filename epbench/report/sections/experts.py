@@ -1,10 +1,9 @@
 """Experts: how evenly the routed copies fall, and what a layout's throughput owes to that."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from epbench.analysis.work import WAYS
+from epbench.analysis.work import work_but_routing
 from epbench.records import CellResult, ExpertCopies
 from epbench.report.comparison import Compared, speed_ratio
 from epbench.report.figures.experts import color_span, imbalance_figure, load_figure
@@ -142,7 +141,7 @@ def _imbalance_variants(
     families: dict[str, list[tuple[CellResult, ...]]] = {}
     for cells in routing_pairs(compared):
         if sum(load(cell) is not None for cell in cells) > 1:
-            families.setdefault(_all_but_routing_and_way(cells[0]), []).append(cells)
+            families.setdefault(work_but_routing(cells[0]), []).append(cells)
     return tuple(
         Variant(
             naming.work(pairs[0][0]),
@@ -156,12 +155,6 @@ def _imbalance_variants(
         )
         for pairs in families.values()
     )
-
-
-def _all_but_routing_and_way(cell: CellResult) -> str:
-    """The same text for cells that could be ranked if their routing were the same."""
-    train = {key: value for key, value in cell.train.items() if key not in WAYS}
-    return json.dumps([cell.world_size, cell.model, train], sort_keys=True)
 
 
 def _imbalance_table(compared: Compared, pairs: Sequence[tuple[CellResult, ...]]) -> Table:
