@@ -13,6 +13,7 @@ __all__ = [
     "peak_word",
     "reserved_at_peak",
     "reserved_bytes",
+    "traced_share",
 ]
 
 _ONE_SIZE = 0.05  # by how much calls x the median call may be off the sum over calls
@@ -51,8 +52,13 @@ def peak_text(cell: CellResult, compared: Compared) -> str:
 
 def exposed_share(cell: CellResult) -> float | None:
     """Exposed communication, waits in it included, as a share of the critical rank's traced step."""
-    parts = cell.breakdown_s
-    return None if not parts.step_s or parts.exposed is None else parts.exposed / parts.step_s
+    return traced_share(cell, cell.breakdown_s.exposed)
+
+
+def traced_share(cell: CellResult, part_s: float | None) -> float | None:
+    """Some seconds of the critical rank's traced step as a share of it."""
+    whole_s = cell.breakdown_s.step_s
+    return None if not whole_s or part_s is None else part_s / whole_s
 
 
 def has_one_size(row: CollectiveRow) -> bool | None:

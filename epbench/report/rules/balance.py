@@ -8,6 +8,7 @@ from statistics import median
 from epbench.analysis.work import WAYS, work_but_routing
 from epbench.records import CellResult
 from epbench.report.comparison import Compared, Group, speed_ratio
+from epbench.report.quantities import traced_share
 from epbench.report.routing_pairs import routing_pairs
 from epbench.report.rules.model import Finding, best_of, gain, ranked
 from epbench.report.text import number, slow_down, speed_up
@@ -94,6 +95,5 @@ def uneven_ranks(compared: Compared) -> Finding | None:
     if cell is None or most < _UNEVEN:
         return None
     text = f"The heaviest ep rank of {compared.naming.full(cell)} has {number(most, 2)} times the mean of routed copies"
-    parts = cell.breakdown_s
-    compute = parts.compute / parts.step_s if parts.compute and parts.step_s else 0.0
+    compute = traced_share(cell, cell.breakdown_s.compute) or 0.0
     return Finding(f"{text}.", "expert-load", (1 - 1 / most) * compute)

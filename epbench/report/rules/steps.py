@@ -6,7 +6,7 @@ from epbench.records import Breakdown, CellResult
 from epbench.report.comparison import Compared
 from epbench.report.compiling import Pair, break_even, pairs_of
 from epbench.report.figures.communication import kind_of
-from epbench.report.quantities import exposed_share
+from epbench.report.quantities import exposed_share, traced_share
 from epbench.report.rules.model import Finding, gain, group_of, share
 from epbench.report.text import clean, number, slow_down, speed_up
 
@@ -29,17 +29,13 @@ def exposed_communication(compared: Compared) -> Finding | None:
     return Finding(f"{text}{_largest_exposed(cell)}{_fastest_beside(compared, cell)}.", "step-parts", most)
 
 
-def _share(parts: Breakdown, part_s: float | None) -> float | None:
-    return None if not parts.step_s or part_s is None else part_s / parts.step_s
-
-
 def _largest_exposed(cell: CellResult) -> str:
     """The kind of collective whose exposed transfers take longest, phases together; empty where none is known."""
     seconds: dict[str, float] = {}
     for row in cell.collectives:
         seconds[kind_of(row)] = seconds.get(kind_of(row), 0.0) + (row.exposed_s or 0.0)
     kind, most_s = max(seconds.items(), key=lambda item: item[1], default=("", 0.0))
-    part = _share(cell.breakdown_s, most_s)
+    part = traced_share(cell, most_s)
     return f", up to {share(part)} in exposed transfers of {clean(kind, 60)}" if part else ""
 
 
@@ -55,7 +51,7 @@ def host_bound(compared: Compared) -> Finding | None:
     """The cell whose device waits longest for the host; of a CPU, whose host is its device, nothing is said."""
     if compared.view.environment.device == "cpu":
         return None
-    shares = [(_share(cell.breakdown_s, cell.breakdown_s.idle.host), cell) for cell in compared.measured]
+    shares = [(traced_share(cell, cell.breakdown_s.idle.host), cell) for cell in compared.measured]
     most, cell = max(((part, one) for part, one in shares if part), key=lambda one: one[0], default=(0.0, None))
     if cell is None or most < _IDLE:
         return None
