@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from epbench.cells import Frozen
+from epbench.gate_records import GateSpec
 from epbench.memory_records import MemoryBytes, MemoryDetail
 
 __all__ = [
@@ -90,6 +91,11 @@ class LaunchValue(Frozen):
     steps: int | None = None
     warmup_steps: int | None = None
     step_sd_s: float | None = Field(None, description="standard deviation over the timed steps")
+    exposed_s: float | None = Field(None, description="exposed communication of the critical rank, a traced step")
+    transfers_s: dict[str, float] = Field(
+        default_factory=dict, description="transfer a traced step of each op/purpose/phase/axis, as CollectiveRow says"
+    )
+    compile_s: float | None = Field(None, description="None in eager mode")
     valid: bool = True
     invalid_reason: str | None = None
     host: dict[str, Any] = Field(default_factory=dict, description="host name, GPU UUIDs, start time: per launch")
@@ -263,6 +269,7 @@ class CellResult(Frozen):
     breakdown_s: Breakdown = Field(Breakdown(), description="of the critical rank, the one with most device work")
     breakdown_per_rank_s: list[Breakdown] = Field(default_factory=list)
     kernels_s: dict[str, float] = Field(default_factory=dict, description="a step, by kind; of the critical rank")
+    kernel_count: float | None = Field(None, description="kernels a step of the critical rank; None without a GPU")
     unclassified_share: float | None = Field(None, description="of kernels_s: kernels whose kind is not known")
     collectives: list[CollectiveRow] = Field(default_factory=list)
     all_to_all: list[CollectiveRow] = Field(default_factory=list)
@@ -330,6 +337,7 @@ class RunRecord(Frozen):
     scenario_path: str
     scenario_digest: str
     device_reason: str = Field(description="why this device was chosen")
+    gate: GateSpec | None = Field(None, description="what a comparison judges by; None: an older record, the defaults")
     command: list[str]
     environment: EnvironmentRecord
     sittings: list[Sitting] = Field(default_factory=list)

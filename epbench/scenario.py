@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from epbench.cells import Cell, MeasureSpec, digest
 from epbench.errors import ScenarioError
+from epbench.gate_records import GateSpec
 from epbench.scenario_cells import PlannedCell, plan_cells
 from epbench.scenario_file import Document, read_document, to_toml
 from epbench.scenario_matrix import cell_value
-from epbench.scenario_schema import AXIS_KEYS, GateSpec, build_gate, build_measure
+from epbench.scenario_schema import AXIS_KEYS, build_gate, build_measure
 
 __all__ = ["PlannedCell", "Scenario", "load_scenario", "preset_scenario"]
 

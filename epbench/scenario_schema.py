@@ -6,19 +6,19 @@ told apart from a wrong one (:func:`not_yet`), because it makes a ``skipped`` ro
 
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from epbench.cells import PRESETS, Frozen, MeasureSpec, Mode, ModelSpec, TrainSpec
+from epbench.cells import PRESETS, MeasureSpec, Mode, ModelSpec, TrainSpec
 from epbench.errors import CheckpointError, ScenarioError
 from epbench.files import real_path
+from epbench.gate_records import GateSpec
 from epbench.hf_config import model_spec
 from epbench.wording import either, shown, suggestion
 
 __all__ = [
     "AXIS_KEYS",
-    "GateSpec",
     "build_gate",
     "build_measure",
     "build_model",
@@ -61,17 +61,6 @@ _BUILT: dict[str, tuple[object, ...]] = {
 }
 _ROUTINGS = ("natural", "round_robin", "uniform", "zipf:1.2", "hot_rank:0.5", "replay:FILE")
 _ROUTING = re.compile(r"natural|round_robin|uniform|(zipf|hot_rank):([0-9.]{1,12})|replay:[^\x00-\x1f]{1,4096}")
-
-
-class GateSpec(Frozen):
-    """What a later comparison of two runs of this scenario judges by."""
-
-    cells: str | tuple[str, ...] = Field("*", description="globs on cell ids")
-    primary: Literal["device_work_s", "step_s"] = "device_work_s"
-    practical_limit: float = Field(0.02, ge=0, description="relative growth that is worth a stop")
-    absolute_floor_s: float = Field(0.001, ge=0)
-    alpha: float = Field(0.01, gt=0, lt=1)
-    counters: dict[str, float] = Field(default_factory=dict, description="allowed relative growth")
 
 
 _TABLES: dict[str, tuple[str, ...]] = {

@@ -173,6 +173,7 @@ def _open(scenario: "Scenario", options: RunOptions, environment: EnvironmentRec
         scenario_path=str(scenario.path),
         scenario_digest=scenario.digest,
         device_reason=reason,
+        gate=scenario.gate,
         command=["epbench", *sys.argv[1:]],
         environment=environment,
     )
