@@ -5,7 +5,7 @@ One night is beyond if it differs from the median of the window before it by mor
 limit, of which the first tells chance and the second what matters. An alarm is two nights running beyond on the same
 side of the window that precedes both. Median and deviation hardly notice the odd bad night in the window.
 
-For nights that scatter by 0.8 % and launches by 0.6 %, five launches a night: 0.3 % of quiet nights raise an alarm, up or
+For nights that scatter by 0.8 % and launches by 0.6 %, five a night: 0.3 % of quiet nights raise an alarm, up or
 down, and a slowdown of 3 % is found within three nights in 88 % of cases (82 % with a limit of 2 %); simulated in
 ``tests/analysis/test_rolling.py``.
 """

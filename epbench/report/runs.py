@@ -8,14 +8,13 @@ how launches scatter inside the runs. What a machine start adds is in no launch 
 it matters, an interleaved comparison tells more.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from epbench.analysis.statistics import Interval, unpaired_ratio
-from epbench.cells import ModelSpec, TrainSpec
+from epbench.cell_content import content_key, with_defaults
 from epbench.errors import RunError
 from epbench.records import CellResult
 from epbench.report.comparison import Naming, is_measured, step_launches
@@ -129,26 +128,9 @@ def _require_comparable(runs: Sequence[RunData]) -> None:
 
 def _matched(runs: Sequence[RunData]) -> list[tuple[CellResult | None, ...]]:
     """The cells that are the same, run by run: first in the order of the last run, then of those before it."""
-    by_run = [{_key(cell): cell for cell in map(_with_defaults, run.view.cells)} for run in runs]
+    by_run = [{content_key(cell): cell for cell in map(with_defaults, run.view.cells)} for run in runs]
     keys = dict.fromkeys(key for cells in reversed(by_run) for key in cells)
     return [tuple(cells.get(key) for cells in by_run) for key in keys]
-
-
-def _key(cell: CellResult) -> str:
-    return json.dumps(
-        [cell.layout, cell.mode, cell.routing, cell.world_size, cell.model, cell.train], sort_keys=True, default=str
-    )
-
-
-def _with_defaults(cell: CellResult) -> CellResult:
-    model = _filled(cell.model, {name: field.default for name, field in ModelSpec.model_fields.items()})
-    train = _filled(cell.train, {name: field.default for name, field in TrainSpec.model_fields.items()})
-    return cell.model_copy(update={"model": model, "train": train})
-
-
-def _filled(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in one form: as JSON has them, whether they were read or are defaults."""
-    return dict(json.loads(json.dumps({**defaults, **settings}, default=str)))
 
 
 def _name(run: RunData) -> str:
