@@ -16,7 +16,7 @@ from epbench.layout import Layout
 from epbench.rank_groups import axes_by_groups
 from epbench.records import PROTOCOL_VERSION, EnvironmentRecord
 from epbench.runner.outcome import judge, require_fit
-from epbench.runner.server import ForkServer
+from epbench.runner.server import LaunchServer
 from epbench.runner.spec import LaunchSpec
 from epbench.runner.watch import LaunchEnd, watch_launch
 from epbench.store import RunDirectory, read_record, write_record
@@ -70,7 +70,7 @@ class CommLog:
         """What is known so far."""
         return self.record.swept if self.record else ()
 
-    def sweep(self, layouts: Iterable[Layout], server: ForkServer, interrupted: Callable[[], bool]) -> Sequence[str]:
+    def sweep(self, layouts: Iterable[Layout], server: LaunchServer, interrupted: Callable[[], bool]) -> Sequence[str]:
         """Sweeps what of the layouts' groups is not known yet; returns what a person should know now."""
         known = {one.partition.groups for one in self.swept}
         missing = [partition for partition in partitions_of(layouts) if partition.groups not in known]
@@ -81,7 +81,7 @@ class CommLog:
         return said
 
     def _launch(
-        self, partitions: Sequence[Partition], server: ForkServer, interrupted: Callable[[], bool]
+        self, partitions: Sequence[Partition], server: LaunchServer, interrupted: Callable[[], bool]
     ) -> Sequence[str]:
         spec = self._spec(partitions)
         shutil.rmtree(spec.directory, ignore_errors=True)

@@ -1,7 +1,7 @@
 """One process that has imported torch, so that a launch starts in a second instead of ten to nineteen.
 
-``python -m epbench.runner.forkserver FD`` serves a socket of JSON lines: ``{"launch": SPEC}`` forks an
-elastic agent (torchrun's own API), which forks the ranks; ``{"end": true}`` ends a launch early. The answer
+``python -m epbench.runner.forkserver FD`` serves a socket of JSON lines: ``{"launch": SPEC, "node": N}`` forks an
+elastic agent (torchrun's own API), which forks the ranks of node N; ``{"end": true}`` ends a launch early. The answer
 to a launch is ``{"ended": exit code}`` after *every* process of it is gone. The server is single-threaded,
 runs no tensor operation (OpenMP threads do not survive a fork) and never touches a device (a CUDA context
 does not either). When the parent's end of the socket closes, it kills what it started and ends.
@@ -52,6 +52,7 @@ _PRELOADED = (
     "epbench.measure.routing",
 )
 _SHUTDOWN_S = 5
+_MEETING_S = 120  # until all agents of a launch have met
 
 
 def serve(connection: socket.socket) -> None:
@@ -66,7 +67,7 @@ def serve(connection: socket.socket) -> None:
     while line := orders.readline():
         order = json.loads(line)
         if "launch" in order:
-            _answer(connection, {"ended": _launch(Path(order["launch"]), connection)})
+            _answer(connection, {"ended": _launch(Path(order["launch"]), order.get("node", 0), connection)})
     end_descendants()
 
 
@@ -77,13 +78,13 @@ def _answer(connection: socket.socket, answer: dict[str, Any]) -> None:
         return
 
 
-def _launch(spec_path: Path, connection: socket.socket) -> int | None:
+def _launch(spec_path: Path, node: int, connection: socket.socket) -> int | None:
     """Exit code of the agent, negative for a signal, None if it was ended by order."""
     server = os.getpid()
     agent = os.fork()
     if agent == 0:
         connection.close()
-        _agent(spec_path, server)
+        _agent(spec_path, node, server)
     ended = os.pidfd_open(agent)
     try:
         ready, _, _ = select.select([connection.fileno(), ended], [], [])
@@ -94,15 +95,15 @@ def _launch(spec_path: Path, connection: socket.socket) -> int | None:
     return code
 
 
-def _agent(spec_path: Path, server: int) -> NoReturn:
+def _agent(spec_path: Path, node: int, server: int) -> NoReturn:
     """The forked child: torchrun for one launch, in a session of its own."""
     code = 1
     try:
         os.setsid()
         die_with_parent(server)
         spec = LaunchSpec.read(spec_path)
-        _redirect(spec.error_log)
-        code = _run_elastic(spec)
+        _redirect(spec.error_log(node))
+        code = _run_elastic(spec, node)
     except BaseException as error:  # the launch boundary: what happens here must not unwind into the server's loop
         code = EXIT_UNWRITABLE if is_unwritable(type(error).__name__, str(error)) else 1
         with suppress(OSError):  # the log itself may be what is full
@@ -122,7 +123,7 @@ def _redirect(log: Path) -> None:
     os.close(descriptor)
 
 
-def _run_elastic(spec: LaunchSpec) -> int:
+def _run_elastic(spec: LaunchSpec, node: int) -> int:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -130,26 +131,37 @@ def _run_elastic(spec: LaunchSpec) -> int:
     from epbench.runner.worker import run_rank
 
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=spec.cell.world_size,
-        run_id=f"epbench-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
+        min_nodes=spec.nodes,
+        max_nodes=spec.nodes,
+        nproc_per_node=spec.ranks_per_node,
         max_restarts=0,
         monitor_interval=0.1,
         start_method="fork",
-        logs_specs=DefaultLogsSpecs(log_dir=str(spec.directory / "elastic")),
+        logs_specs=DefaultLogsSpecs(log_dir=str(spec.directory / f"elastic{f'-node-{node}' if node else ''}")),
+        **_meeting(spec, node),
         **_newer_options(LaunchConfig),
     )
     try:
         elastic_launch(config, run_rank)(str(spec.path), os.getpid())
     except ChildFailedError as error:
         failures = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
-        write_atomically(spec.agent_file, json.dumps({"failures": failures}))
+        write_atomically(spec.agent_file(node), json.dumps({"failures": failures}))
         return 1
     return 0
+
+
+def _meeting(spec: LaunchSpec, node: int) -> dict[str, Any]:
+    """Where agents meet. Of several nodes, ranks are in the order of nodes: c10d would sort them by address."""
+    if spec.rendezvous is None:
+        here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+        return here | {"run_id": f"epbench-{os.getpid()}"}
+    return {
+        "rdzv_backend": "static",
+        "rdzv_endpoint": spec.rendezvous,
+        "rdzv_configs": {"rank": node, "timeout": _MEETING_S},
+        "local_addr": spec.rendezvous.rpartition(":")[0] if node == 0 else None,
+        "run_id": f"epbench-{spec.order}-{spec.kind}",
+    }
 
 
 def _newer_options(config: type) -> dict[str, Any]:

@@ -125,15 +125,18 @@ def _measured(end: LaunchEnd, verdict: Verdict, *, environment: str, history: Hi
 
 
 def _watched(value: LaunchValue, end: LaunchEnd, history: History) -> LaunchValue:
-    """The value with what its GPUs did meanwhile; it does not stand if they were held back, or lost."""
-    window = timed_window(end.tails)
+    """The value with what its GPUs did meanwhile; it does not stand if they were held back, or lost.
+
+    Only this node's GPUs are sampled, so of several nodes there is no energy of a token.
+    """
+    window = timed_window(end.tails[: end.spec.ranks_per_node])
     if window is None or value.step_s is None:
         return value
     telemetry = telemetry_of(history, window)
     reasons = (history.loss, slowed_down(telemetry), value.invalid_reason)  # causes before what follows from them
     invalid = "; ".join(reason for reason in reasons if reason) or None
     tokens = end.spec.cell.tokens_per_step
-    energy = energy_j_per_token(telemetry, step_s=value.step_s, tokens_per_step=tokens)
+    energy = energy_j_per_token(telemetry, step_s=value.step_s, tokens_per_step=tokens) if end.spec.nodes == 1 else None
     found = {"telemetry": telemetry, "energy_j_per_token": energy, "valid": invalid is None, "invalid_reason": invalid}
     return value.model_copy(update=found)
 

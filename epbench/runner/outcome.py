@@ -1,10 +1,10 @@
 """What ended a launch, from what its ranks said, how the agent saw them end, and whether the watchdog
 stepped in.
 
-The order of the questions matters: a file that cannot be written explains all else, and no cell is to blame for
-it; want of memory on any rank explains everybody else's error; an exception of a rank's own explains the closed
-connections of its peers; a signal leaves no exception at all; and only when nobody has a cause of their own is the
-launch called hung.
+The order of the questions matters: a node that is gone and a file that cannot be written explain all else, and no
+cell is to blame for them; want of memory on any rank explains everybody else's error; an exception of a rank's own
+explains the closed connections of its peers; a signal leaves no exception at all; and only when nobody has a cause of
+their own is the launch called hung.
 """
 
 from collections.abc import Sequence
@@ -65,6 +65,8 @@ def judge(end: LaunchEnd) -> Verdict:
     """The verdict on a launch that has ended."""
     if end.stop == "interrupted":
         return Verdict("interrupted", "ended by the keyboard")
+    if end.lost:
+        return Verdict("crashed", f"{end.lost}, during {_furthest_phase(end)}", unfit=True)
     if damaged := [tail.state.rank for tail in end.tails if tail.damaged]:
         return Verdict("crashed", f"the log of {_ranks(damaged)} holds lines that no rank writes", unfit=True)
     if end.exit_code == 0 and all(state.done for state in end.ranks):
@@ -160,8 +162,9 @@ def _ended_by_the_kernel(count: int) -> str:
 
 def _exit_codes(end: LaunchEnd) -> dict[int, int]:
     """Rank -> how the elastic agent saw it end; negative for a signal."""
-    failures = (read_json(end.spec.agent_file) or {}).get("failures", {})
-    return {int(rank): code for rank, code in sorted(failures.items(), key=lambda item: int(item[0]))}
+    told = [read_json(end.spec.agent_file(node)) or {} for node in range(end.spec.nodes)]
+    failures = {int(rank): code for one in told for rank, code in one.get("failures", {}).items()}
+    return dict(sorted(failures.items()))
 
 
 def _hung(end: LaunchEnd) -> Verdict | None:
@@ -172,6 +175,10 @@ def _hung(end: LaunchEnd) -> Verdict | None:
     if end.stop == "too long":
         return Verdict("timeout", f"not done after {measure.launch_timeout_s:g} s; {_furthest_behind(end)}{_deaf(end)}")
     return None
+
+
+def _furthest_phase(end: LaunchEnd) -> str:
+    return max(end.ranks, key=lambda state: state.place).phase
 
 
 def _deaf(end: LaunchEnd) -> str:
@@ -230,7 +237,7 @@ def _unexplained(end: LaunchEnd, failed: Sequence[_Failed]) -> Verdict:
 
 def _last_words(end: LaunchEnd) -> str:
     try:
-        lines = end.spec.error_log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = end.spec.error_log(end.failed_node).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return "it wrote nothing"
     return _shortened(next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing"))

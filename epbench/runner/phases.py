@@ -22,11 +22,11 @@ _NAMES = {"fork": _START_UP, "start": _START_UP, "ready": _START_UP, "done": _TE
 
 
 def launch_phases(end: LaunchEnd, *, analysis_s: float, compile_s: float | None = None) -> dict[str, float]:
-    """Seconds of each phase that the launch came to, in order.
+    """Seconds of each phase that the launch came to, in order, by the ranks of this node: others have other clocks.
 
     ``compile_s``, of the slowest rank, is taken out of the warm-up, where a launch compiles, and named apart.
     """
-    entered = [tail.entered for tail in end.tails]
+    entered = [tail.entered for tail in end.tails[: end.spec.ranks_per_node]]
     found: dict[str, float] = {}
     for (phase, begin_s), (_, end_s) in pairwise(_boundaries(end, entered)):
         name = _NAMES.get(phase, phase)

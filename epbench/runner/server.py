@@ -3,23 +3,53 @@
 import json
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from epbench.errors import UnfitMachineError
-from epbench.runner.processes import descendants, kill_all
+from epbench.runner.processes import descendants, kill_all, stat_of
+from epbench.runner.spec import LaunchSpec
 from epbench.writing import writing
 
-__all__ = ["ForkServer", "launch_variables"]
+__all__ = ["ForkServer", "LaunchServer", "launch_variables"]
 
 _IMPORT_TIMEOUT_S = 180
 _END_TIMEOUT_S = 30
 _POLL_S = 0.25
+_DEAF = {  # states of /proc/<pid>/stat in which no signal handler runs
+    "T": "stopped by a signal",
+    "t": "stopped by a debugger",
+    "D": "waiting within the kernel, uninterruptibly",
+}
+
+
+class LaunchServer(Protocol):
+    """What launches are ordered from: the fork server of this machine, or those of several nodes."""
+
+    def start(self, interrupted: Callable[[], bool] = ...) -> bool:
+        """Wait until launches can be ordered; False if it was interrupted."""
+
+    def place(self, spec: LaunchSpec) -> LaunchSpec:
+        """The order with where its ranks will be."""
+
+    def launch(self, spec: Path) -> None:
+        """Order a launch."""
+
+    def wait(self, timeout_s: float) -> dict[str, Any] | None:
+        """The end of the launch, or None when it did not come in time."""
+
+    def ask(self, ranks: Mapping[int, int]) -> dict[int, str | None]:
+        """Have ranks (their processes) write where they stand; of those that are asked, why one cannot."""
+
+    def end_launch(self) -> None:
+        """Kill the launch, and wait until it is gone."""
 
 
 def launch_variables(device: str, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -98,9 +128,28 @@ class ForkServer:
         self._socket = ours
         self._received = b""
 
-    def launch(self, spec: Path) -> None:
-        """Order a launch; :meth:`wait` tells when all of its processes are gone."""
-        self._send({"launch": str(spec.resolve())})
+    def fileno(self) -> int:
+        """What can be read from when :meth:`wait` has an answer; -1 while it does not run."""
+        return self._socket.fileno() if self._socket is not None else -1
+
+    def place(self, spec: LaunchSpec) -> LaunchSpec:
+        """All ranks are here."""
+        return spec
+
+    def launch(self, spec: Path, *, node: int = 0) -> None:
+        """Order the ranks of a node; :meth:`wait` tells when all of their processes are gone."""
+        self._send({"launch": str(spec.resolve()), "node": node})
+
+    def ask(self, ranks: Mapping[int, int]) -> dict[int, str | None]:
+        """Signals those of the ranks' processes that are below this server."""
+        ours = set(descendants(self.process_id)) if self.process_id else set()
+        asked = {rank: process_id for rank, process_id in ranks.items() if process_id in ours}
+        deaf = {rank: _why_deaf(process_id) for rank, process_id in asked.items()}
+        for process_id in asked.values():
+            for number in (signal.SIGUSR1, signal.SIGUSR2):
+                with suppress(ProcessLookupError):
+                    os.kill(process_id, number)
+        return deaf
 
     def end_launch(self) -> None:
         """Kill the launch and wait until it is gone; a server that does not manage is replaced."""
@@ -148,3 +197,8 @@ class ForkServer:
     def _last_words(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def _why_deaf(process_id: int) -> str | None:
+    stat = stat_of(process_id)
+    return _DEAF.get(stat[0]) if stat else None

@@ -25,7 +25,7 @@ from epbench.runner.phases import Stopwatch
 from epbench.runner.progress import Outlook, Progress
 from epbench.runner.ranklog import RankState
 from epbench.runner.schedule import Budget, Needed, is_complete, needed, rounds
-from epbench.runner.server import ForkServer, launch_variables
+from epbench.runner.server import ForkServer, LaunchServer, launch_variables
 from epbench.runner.sitting import SittingLog
 from epbench.runner.spec import LaunchSpec
 from epbench.runner.telemetry import held_back, held_back_lately, sampling
@@ -106,7 +106,7 @@ class Session:
             self._sitting.spent(self._watch.seconds)
 
     def _run_rounds(
-        self, server: ForkServer, entries: Sequence[CellEntry], *, progress: Progress, interrupt: Interrupt
+        self, server: LaunchServer, entries: Sequence[CellEntry], *, progress: Progress, interrupt: Interrupt
     ) -> None:
         for number, order in enumerate(rounds(entries, self._asked)):
             for entry in order:
@@ -121,7 +121,7 @@ class Session:
                 if interrupt.seen:
                     return
 
-    def _begin(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> bool:
+    def _begin(self, server: LaunchServer, *, interrupt: Interrupt, progress: Progress) -> bool:
         """All that comes before the first launch; False if Ctrl-C came meanwhile."""
         progress.does("importing torch, once for all launches")
         with self._watch.of("fork_server"):
@@ -138,7 +138,7 @@ class Session:
             wait_until_free(self._nvml, before, interrupted=lambda: interrupt.seen)
         return not interrupt.seen
 
-    def _sweep(self, server: ForkServer, *, interrupt: Interrupt, progress: Progress) -> None:
+    def _sweep(self, server: LaunchServer, *, interrupt: Interrupt, progress: Progress) -> None:
         """Collectives alone, on the groups of the cells to run, once; a failure is a warning."""
         if not self._comm.wanted or interrupt.seen:
             return
@@ -160,7 +160,7 @@ class Session:
         return False
 
     def _launch(
-        self, server: ForkServer, entry: CellEntry, need: Needed, *, interrupt: Interrupt, progress: Progress
+        self, server: LaunchServer, entry: CellEntry, need: Needed, *, interrupt: Interrupt, progress: Progress
     ) -> None:
         spec = self._spec(entry, need)
         shutil.rmtree(spec.directory, ignore_errors=True)

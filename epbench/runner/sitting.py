@@ -12,7 +12,7 @@ from epbench.cells import Cell, MeasureSpec
 from epbench.layout import Layout
 from epbench.records import CanaryRecord, EnvironmentRecord, MachineCheck, Sitting, Spread
 from epbench.runner.outcome import judge, require_fit
-from epbench.runner.server import ForkServer
+from epbench.runner.server import LaunchServer
 from epbench.runner.spec import LaunchSpec
 from epbench.runner.watch import watch_launch
 from epbench.store import RunDirectory
@@ -44,7 +44,7 @@ class SittingLog:
         """Whether there was anything to launch."""
         return self._sitting is not None
 
-    def begin(self, server: ForkServer, interrupted: Callable[[], bool]) -> list[str]:
+    def begin(self, server: LaunchServer, interrupted: Callable[[], bool]) -> list[str]:
         """Before the first launch; returns what a person should know now."""
         warnings = [f"{check.name}: {check.found}" for check in self._checks if check.status == "warn"]
         sitting = Sitting(started=datetime.now(UTC).isoformat(), checks=self._checks, warnings=warnings)
@@ -62,7 +62,7 @@ class SittingLog:
             record = self._run.record
             self._run.write_run(record.model_copy(update={"sittings": [*record.sittings[:-1], self._sitting]}))
 
-    def end(self, server: ForkServer, interrupted: Callable[[], bool]) -> list[str]:
+    def end(self, server: LaunchServer, interrupted: Callable[[], bool]) -> list[str]:
         """After the last launch; returns what was found to have changed since :meth:`begin`."""
         assert self._sitting is not None, "a sitting ends after it began"
         after = self._canary(server, "after", interrupted)
@@ -80,7 +80,7 @@ class SittingLog:
         record = self._run.record
         self._run.write_run(record.model_copy(update={"sittings": [*record.sittings[:-1], self._sitting]}))
 
-    def _canary(self, server: ForkServer, when: str, interrupted: Callable[[], bool]) -> CanaryRecord | None:
+    def _canary(self, server: LaunchServer, when: str, interrupted: Callable[[], bool]) -> CanaryRecord | None:
         """What a canary gave, or None when none was wanted, or Ctrl-C ended it."""
         if not self._measure.canary:
             return None

@@ -3,7 +3,8 @@
 A launch's directory holds ``spec.json`` (this order), ``rank-N.jsonl`` (what rank N says, see
 :mod:`epbench.runner.ranklog`), ``stack-N.txt`` and ``flight-N.json`` (where rank N stood when the watchdog
 asked), ``agent.json`` (how the elastic agent saw the ranks end), ``stderr.log`` and
-``trace/rank-N.json.gz``. The parent adds ``launch.json`` last.
+``trace/rank-N.json.gz``. The parent adds ``launch.json`` last. Of several nodes the first writes these names, and
+node N ``agent-node-N.json`` and ``stderr-node-N.log``.
 """
 
 from pathlib import Path
@@ -50,6 +51,13 @@ class LaunchSpec(Frozen):
     detailed: bool = Field(True, description="memory and routing passes after the timing pass, and a trace that stays")
     partitions: tuple[Partition, ...] = Field((), description="of the ranks, for a sweep of collectives")
     directory: Path
+    nodes: int = Field(1, ge=1, description="that share the ranks equally, node 0 has the first ones")
+    rendezvous: str | None = Field(None, description="HOST:PORT at which nodes meet for this launch; None on one node")
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Ranks that each node forks."""
+        return self.cell.world_size // self.nodes
 
     @property
     def traced(self) -> bool:
@@ -73,15 +81,13 @@ class LaunchSpec(Frozen):
         """Which collectives rank ``rank`` had issued when the watchdog asked (torch's flight recorder)."""
         return self.directory / f"flight-{rank}.json"
 
-    @property
-    def agent_file(self) -> Path:
-        """How the elastic agent saw the ranks end."""
-        return self.directory / "agent.json"
+    def agent_file(self, node: int = 0) -> Path:
+        """How the elastic agent of a node saw its ranks end."""
+        return self.directory / (f"agent-node-{node}.json" if node else "agent.json")
 
-    @property
-    def error_log(self) -> Path:
-        """Standard error (and output) of the agent and all ranks."""
-        return self.directory / "stderr.log"
+    def error_log(self, node: int = 0) -> Path:
+        """Standard error (and output) of a node's agent and ranks."""
+        return self.directory / (f"stderr-node-{node}.log" if node else "stderr.log")
 
     @property
     def trace_directory(self) -> Path:

@@ -1,18 +1,14 @@
 """One launch from the parent's side: order it, follow its ranks, end it if it hangs, leave nothing."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from epbench.runner.host_memory import oom_kills
-from epbench.runner.processes import descendants, stat_of
 from epbench.runner.ranklog import RankState, RankTail
-from epbench.runner.server import ForkServer
+from epbench.runner.server import LaunchServer
 from epbench.runner.spec import LaunchSpec
 from epbench.writing import write_atomically, writing
 
@@ -20,11 +16,6 @@ __all__ = ["LaunchEnd", "Stop", "watch_launch"]
 
 _POLL_S = 0.25  # how stale the parent may be; each poll stats one small file a rank
 _DUMP_S = 1.0
-_DEAF = {  # states of /proc/<pid>/stat in which no signal handler runs
-    "T": "stopped by a signal",
-    "t": "stopped by a debugger",
-    "D": "waiting within the kernel, uninterruptibly",
-}
 
 Stop = Literal["stalled", "too long", "interrupted"]
 
@@ -42,6 +33,8 @@ class LaunchEnd:
     ordered_s: float = 0.0  # when, in seconds since the epoch, which is the clock of the ranks' lines
     deaf: Mapping[int, str] = field(default_factory=dict)  # why ranks could not say where they stood
     oom_kills: int | None = None  # processes that the kernel ended for want of memory meanwhile; None: it does not tell
+    failed_node: int = 0  # whose agent ended badly first
+    lost: str | None = None  # which other node is gone, and how
 
     @property
     def ranks(self) -> list[RankState]:
@@ -50,7 +43,7 @@ class LaunchEnd:
 
 
 def watch_launch(
-    server: ForkServer,
+    server: LaunchServer,
     spec: LaunchSpec,
     *,
     interrupted: Callable[[], bool],
@@ -58,9 +51,10 @@ def watch_launch(
 ) -> LaunchEnd:
     """Run one launch to its end, whatever that is. ``on_progress`` is told of the rank furthest behind."""
     started = server.start(interrupted)
+    spec = server.place(spec) if started else spec
     watch = _Watch(spec)
     if not started:
-        return watch.ended(None, "interrupted")
+        return watch.ended({}, "interrupted")
     write_atomically(spec.path, spec.model_dump_json(indent=2))
     server.launch(spec.path)
     while (answer := server.wait(_POLL_S)) is None:
@@ -69,7 +63,7 @@ def watch_launch(
         if stop := watch.stop(interrupted()):
             return _stop(server, watch, stop)
     watch.poll()
-    return watch.ended(answer["ended"])
+    return watch.ended(answer)
 
 
 class _Watch:
@@ -113,43 +107,42 @@ class _Watch:
 
     def ended(
         self,
-        exit_code: int | None,
+        answer: Mapping[str, Any],
         stop: Stop | None = None,
         *,
         stuck: tuple[int, ...] = (),
         deaf: Mapping[int, str] | None = None,
     ) -> LaunchEnd:
         before, after = self._oom_kills, oom_kills()
+        elsewhere: int = answer.get("oom_kills", 0)
         return LaunchEnd(
             self.spec,
             time.monotonic() - self._started,
-            exit_code,
+            answer.get("ended"),
             stop=stop,
             stuck=stuck,
             tails=self.tails,
             ordered_s=self._ordered_s,
             deaf=deaf or {},
-            oom_kills=None if before is None or after is None else after - before,
+            oom_kills=None if before is None or after is None else after - before + elsewhere,
+            failed_node=answer.get("node", 0),
+            lost=answer.get("lost"),
         )
 
 
-def _stop(server: ForkServer, watch: _Watch, stop: Stop) -> LaunchEnd:
+def _stop(server: LaunchServer, watch: _Watch, stop: Stop) -> LaunchEnd:
     stuck = watch.stuck()
     deaf = {} if stop == "interrupted" else _ask_where_they_stand(server, watch)
     server.end_launch()
     watch.poll()
-    return watch.ended(None, stop, stuck=stuck, deaf=deaf)
+    return watch.ended({}, stop, stuck=stuck, deaf=deaf)
 
 
-def _ask_where_they_stand(server: ForkServer, watch: _Watch) -> dict[int, str]:
+def _ask_where_they_stand(server: LaunchServer, watch: _Watch) -> dict[int, str]:
     """Let every rank write its stacks and its flight record, within a second; returns why some cannot."""
-    ours = set(descendants(server.process_id)) if server.process_id else set()
-    asked = {s.rank: s.process_id for s in watch.states if s.process_id in ours and s.process_id and not s.done}
-    deaf = {rank: why for rank, process_id in asked.items() if (why := _why_deaf(process_id))}
-    for process_id in asked.values():
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            with suppress(ProcessLookupError):
-                os.kill(process_id, number)
+    ranks = {state.rank: state.process_id for state in watch.states if state.process_id and not state.done}
+    asked = server.ask(ranks)
+    deaf = {rank: why for rank, why in asked.items() if why}
     files = [name(rank) for rank in asked if rank not in deaf for name in _dumps(watch.spec)]
     deadline = time.monotonic() + _DUMP_S
     while time.monotonic() < deadline and not all(path.exists() and path.stat().st_size for path in files):
@@ -157,14 +150,9 @@ def _ask_where_they_stand(server: ForkServer, watch: _Watch) -> dict[int, str]:
     for rank, why in deaf.items():
         path = watch.spec.stack_dump(rank)
         with writing(path):
-            path.write_text(f"no stack: rank {rank} (process {asked[rank]}) was {why}\n", encoding="utf-8")
+            path.write_text(f"no stack: rank {rank} (process {ranks[rank]}) was {why}\n", encoding="utf-8")
     return deaf
 
 
 def _dumps(spec: LaunchSpec) -> tuple[Callable[[int], Path], ...]:
     return spec.stack_dump, spec.flight_record
-
-
-def _why_deaf(process_id: int) -> str | None:
-    stat = stat_of(process_id)
-    return _DEAF.get(stat[0]) if stat else None

@@ -61,7 +61,7 @@ def test_a_signal_is_the_cause_when_only_victims_spoke(
 ) -> None:
     states = [failed(0, 1.0, "RuntimeError", VICTIM), RankState(1, "warmup", 2)]
     end = end_of(tmp_path, states, oom_kills=oom_kills)
-    end.spec.agent_file.write_text(json.dumps({"failures": {"1": -9}}))
+    end.spec.agent_file().write_text(json.dumps({"failures": {"1": -9}}))
     assert judge(end) == Verdict(outcome, f"rank 1 was killed by signal 9 during warmup{more}")
 
 
@@ -93,19 +93,19 @@ def test_the_kernels_own_count_is_found(tmp_path: Path, files: dict[str, str], c
 
 def test_a_rank_that_the_agent_ended_is_not_blamed(tmp_path: Path) -> None:
     end = end_of(tmp_path, [RankState(0, "timing", 2), RankState(1, "timing", 2)])
-    end.spec.agent_file.write_text(json.dumps({"failures": {"0": -15, "1": -11}}))
+    end.spec.agent_file().write_text(json.dumps({"failures": {"0": -15, "1": -11}}))
     assert judge(end).reason == "rank 1 was killed by signal 11 during timing"
 
 
 def test_silence_is_blamed_when_the_agent_blamed_a_victim(tmp_path: Path) -> None:
     end = end_of(tmp_path, [failed(0, 1.0, "RuntimeError", VICTIM), RankState(1, "timing", 2)])
-    end.spec.agent_file.write_text(json.dumps({"failures": {"0": 1}}))
+    end.spec.agent_file().write_text(json.dumps({"failures": {"0": 1}}))
     assert judge(end) == Verdict("crashed", "rank 1 ended without a word during timing")
 
 
 def test_an_agent_that_never_started_ranks_is_quoted(tmp_path: Path) -> None:
     end = end_of(tmp_path, [RankState(0), RankState(1)])
-    end.spec.error_log.write_text("Traceback\nOSError: no port left\n\n")
+    end.spec.error_log().write_text("Traceback\nOSError: no port left\n\n")
     assert judge(end).reason == "the launch's agent ended with code 1: OSError: no port left"
 
 
