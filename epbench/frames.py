@@ -32,7 +32,7 @@ from epbench.records import CellResult, CollectiveRow, EnvironmentRecord, GpuTel
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["RunFrames", "cells_csv", "collectives_csv", "frames_of", "launches_csv", "load"]
+__all__ = ["RunFrames", "cells_csv", "collectives_csv", "csv_text", "frames_of", "launches_csv", "load"]
 
 _NAMES = ("cell", "layout", "mode", "routing")
 _NESTED = (
@@ -129,21 +129,21 @@ def cells_csv(view: RunView) -> str:
 
     A text that a spreadsheet would calculate has an apostrophe before it, which the frames have not.
     """
-    return _csv(_rows(view), _cell_columns())
+    return csv_text(_rows(view), _cell_columns())
 
 
 def launches_csv(view: RunView) -> str:
     """The ``launches`` frame likewise."""
-    return _csv(_launches(view), _LAUNCHES)
+    return csv_text(_launches(view), _LAUNCHES)
 
 
 def collectives_csv(view: RunView) -> str:
     """The ``collectives`` frame likewise, with nested values as dotted columns."""
-    return _csv(map(_flat, _collectives(view)), _COLLECTIVES)
+    return csv_text(map(_flat, _collectives(view)), _COLLECTIVES)
 
 
-def _csv(found: Iterable[Mapping[str, Any]], known: Iterable[str]) -> str:
-    """Rows under the names of all of them, or under those that are ``known`` if there is no row."""
+def csv_text(found: Iterable[Mapping[str, Any]], known: Iterable[str]) -> str:
+    """Rows as CSV under the names of all of them, or under those that are ``known`` if there is no row; no formulas."""
     rows = list(found)
     file = io.StringIO()
     names = list(dict.fromkeys(key for row in rows for key in row)) or list(known)
