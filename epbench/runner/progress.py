@@ -8,7 +8,7 @@ interval once it has one, what holds the GPUs back, and the phase and step of th
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -35,6 +35,20 @@ class Outlook:
     step: Interval | None = None  # seconds: what the valid launches of the current cell say
     launches: int = 0  # behind ``step``
     running_s: float = 0.0  # of what is left, how long the running launch is expected to take
+    arm: str = ""  # which of two sittings that take turns
+
+    def beside(self, other: "Outlook", *, arm: str) -> "Outlook":
+        """This one, of arm ``arm``, with the count and the time left of both sittings."""
+        lefts = [one.left for one in (self, other) if one.ahead]
+        known = [left for left in lefts if left is not None]
+        left = Left(sum(one.seconds for one in known), at_most=any(one.at_most for one in known))
+        return replace(
+            self,
+            arm=arm,
+            done=self.done + other.done,
+            ahead=self.ahead + other.ahead,
+            left=left if known and len(known) == len(lefts) else None,
+        )
 
     @property
     def fraction(self) -> float:
@@ -102,8 +116,8 @@ def _name(kind: str, index: int) -> str:
     return f"measure {index}" if kind == "measure" else kind
 
 
-def _summary(record: LaunchRecord) -> str:
-    name = f"{record.cell} {_name(record.kind, record.index)}"
+def _summary(record: LaunchRecord, arm: str = "") -> str:
+    name = " ".join(filter(None, [arm, record.cell, _name(record.kind, record.index)]))
     if record.outcome != "ok":
         return f"{name}: {record.outcome}, {record.reason}"
     if record.value is not None and record.value.step_s is not None:
@@ -179,7 +193,7 @@ class _Lines:
     def ends(self, record: LaunchRecord, outlook: Outlook, gpus: str = "") -> None:
         known = record.kind == "measure" and outlook.launches > 1
         measured = f"{_estimate(outlook)}, {_count(outlook.launches)}" if known else ""
-        parts = [_summary(record), measured, gpus, outlook.eta()]
+        parts = [_summary(record, outlook.arm), measured, gpus, outlook.eta()]
         self.say(f"[{outlook.count}] {'; '.join(filter(None, parts))}")
 
 
@@ -216,7 +230,8 @@ class _Bar:
 
     def starts(self, spec: LaunchSpec, outlook: Outlook) -> None:
         self._launched_s, self._outlook = self._clock(), outlook
-        self._cell, self._launch = spec.cell.id, _name(spec.kind, spec.index)
+        self._cell = " ".join(filter(None, [outlook.arm, spec.cell.id]))
+        self._launch = _name(spec.kind, spec.index)
         self._place = self._gpus = ""
         self._draw()
 
@@ -227,7 +242,7 @@ class _Bar:
 
     def ends(self, record: LaunchRecord, outlook: Outlook, gpus: str = "") -> None:
         self._launched_s, self._outlook, self._gpus = self._clock(), outlook, gpus
-        self.say(_summary(record))
+        self.say(_summary(record, outlook.arm))
         self._draw()
 
     def _draw(self) -> None:

@@ -5,7 +5,7 @@ sitting slows all cells alike (ABBA); the modes of one layout are neighbours wit
 is compared most. A cell is verified just before its first launch. An invalid launch is repeated once at most.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from epbench.runner.aggregate import fatal
 from epbench.runner.launched import LaunchRecord
 from epbench.store import CellEntry
 
-__all__ = ["Budget", "Kind", "Needed", "is_complete", "needed", "rounds"]
+__all__ = ["Budget", "Kind", "Needed", "Orders", "is_complete", "needed", "rounds"]
 
 Kind = Literal["verify", "measure"]
 
@@ -75,3 +75,19 @@ class Budget:
     def allows(self, elapsed_s: float, launch_s: float) -> bool:
         """Whether a launch started now, of about ``launch_s``, is expected to end in time."""
         return self.limit_s is None or elapsed_s + launch_s <= self.limit_s
+
+
+class Orders:
+    """Places in the sequence of launches, each handed out once."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def take(self) -> int:
+        """The next free place."""
+        taken, self._next = self._next, self._next + 1
+        return taken
+
+    def skip(self, taken: Iterable[int]) -> None:
+        """These places are those of launches that are there already."""
+        self._next = max([self._next, *(order + 1 for order in taken)])

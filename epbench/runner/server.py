@@ -76,7 +76,15 @@ def launch_variables(device: str, variables: Mapping[str, str] = os.environ) -> 
 class ForkServer:
     """One fork server process and the socket to it; a context manager that leaves nothing running."""
 
-    def __init__(self, variables: Mapping[str, str], log: Path, *, inherited: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        log: Path,
+        *,
+        inherited: Sequence[int] = (),
+        python: str = sys.executable,
+    ) -> None:
+        self._python = python  # another interpreter has a torch and an epbench of its own
         self._variables = dict(variables)
         self._log = log
         self._inherited = tuple(inherited)  # descriptors that every process of every launch holds open
@@ -121,7 +129,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with writing(self._log), self._log.open("ab") as log, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "epbench.runner.forkserver", str(theirs.fileno())],
+                [self._python, "-m", "epbench.runner.forkserver", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._variables,
                 pass_fds=[theirs.fileno(), *self._inherited], start_new_session=True,
             )  # fmt: skip

@@ -6,8 +6,10 @@ finished where ``--resume`` finds it.
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 from epbench.analysis.statistics import launch_interval
 from epbench.cells import MeasureSpec
@@ -24,7 +26,7 @@ from epbench.runner.outcome import judge, require_fit
 from epbench.runner.phases import Stopwatch
 from epbench.runner.progress import Outlook, Progress
 from epbench.runner.ranklog import RankState
-from epbench.runner.schedule import Budget, Needed, is_complete, needed, rounds
+from epbench.runner.schedule import Budget, Needed, Orders, is_complete, needed, rounds
 from epbench.runner.server import ForkServer, LaunchServer, launch_variables
 from epbench.runner.sitting import SittingLog
 from epbench.runner.spec import LaunchSpec
@@ -36,7 +38,11 @@ __all__ = ["Interrupt", "Session"]
 
 
 class Session:
-    """One sitting: the launches of a run that are made now."""
+    """One sitting: the launches of a run that are made now.
+
+    ``python`` and ``variables`` are what the fork server is started with; ``orders`` is shared by sittings that take
+    turns, so that the launches of all of them have places in one sequence.
+    """
 
     def __init__(
         self,
@@ -49,18 +55,24 @@ class Session:
         sitting: SittingLog,
         gpus: Sequence[str] = (),
         inherited: Sequence[int] = (),
+        python: str = sys.executable,
+        variables: Mapping[str, str] | None = None,
+        orders: Orders | None = None,
     ) -> None:
         self._run = run
         self._measure = measure
         self._environment = environment
-        self._asked = launches
+        self._launches_asked = launches
+        self._asked_of: dict[str, int] = {}
         self._budget = budget
         self._sitting = sitting
         self._gpus = gpus  # UUIDs in the order of local ranks
         self._inherited = inherited  # descriptors that every process of every launch holds open
+        self._python = python
+        self._variables = launch_variables(environment.device) if variables is None else variables
         self._nvml: Nvml | None = None
         self._watch = Stopwatch()
-        self._order = 0
+        self._orders = orders or Orders()
         self._done = 0
         self._durations = Durations()
         self._todo: Sequence[CellEntry] = ()
@@ -68,12 +80,19 @@ class Session:
         self._comm = CommLog(run, measure, environment)
         self._rows = {cell_id: row for cell_id in run.entries() if (row := run.read_result(cell_id))}
 
+    def ask(self, entry: CellEntry, launches: int) -> None:
+        """From now on this cell is to have so many launches."""
+        self._asked_of[entry.cell.id] = launches
+
+    def _asked(self, entry: CellEntry) -> int:
+        return self._asked_of.get(entry.cell.id, self._launches_asked)
+
     def finish_if_complete(self, entry: CellEntry) -> bool:
         """Whether nothing is left to do for a cell; its row is written if it was not, or is outdated."""
-        launches = self._launches(entry)
-        if not is_complete(launches, self._asked):
+        launches, asked = self._launches(entry), self._asked(entry)
+        if not is_complete(launches, asked):
             return False
-        alone = cell_result(entry, launches, asked=self._asked, environment=self._environment, swept=self._comm.swept)
+        alone = cell_result(entry, launches, asked=asked, environment=self._environment, swept=self._comm.swept)
         row = agreed(entry, alone, self._rows.values())
         if self._rows.get(entry.cell.id) != row:
             self._run.write_result(row)
@@ -88,15 +107,24 @@ class Session:
 
     def run_all(self, entries: Sequence[CellEntry], progress: Progress, interrupt: Interrupt) -> None:
         """Launch in rounds until all cells are complete, the budget is spent, or Ctrl-C."""
+        with self.serving(entries, progress, interrupt) as server:
+            for number, order in enumerate(rounds(entries, self._launches_asked)):
+                for entry in order:
+                    if not self.give(server, entry, number, progress=progress, interrupt=interrupt):
+                        return
+
+    @contextmanager
+    def serving(self, entries: Sequence[CellEntry], progress: Progress, interrupt: Interrupt) -> Iterator[ForkServer]:
+        """The server for :meth:`give`, started with the first launch; behind the last one comes a canary."""
         self._todo = entries
         for entry in entries:
             for launch in self._launches(entry):
                 self._durations.learn(entry.cell, launch)
-        variables = launch_variables(self._environment.device)
         library = open_nvml() if self._gpus else nullcontext()
         log = self._run.path / "server.log"
-        with ForkServer(variables, log, inherited=self._inherited) as server, library as self._nvml:
-            self._run_rounds(server, entries, progress=progress, interrupt=interrupt)
+        started = ForkServer(self._variables, log, inherited=self._inherited, python=self._python)
+        with started as server, library as self._nvml:
+            yield server
             if self._sitting.begun and not interrupt.seen:
                 progress.does("canary after the last launch")
                 with self._watch.of("canary"):
@@ -105,21 +133,35 @@ class Session:
         if self._sitting.begun:
             self._sitting.spent(self._watch.seconds)
 
-    def _run_rounds(
-        self, server: LaunchServer, entries: Sequence[CellEntry], *, progress: Progress, interrupt: Interrupt
-    ) -> None:
-        for number, order in enumerate(rounds(entries, self._asked)):
-            for entry in order:
-                while (need := self._needed(entry, number)) and not interrupt.seen:
-                    if not self._affords(entry, need, progress):
-                        return
-                    if not (self._sitting.begun or self._begin(server, interrupt=interrupt, progress=progress)):
-                        return
-                    with self._watch.of("launches"):
-                        self._launch(server, entry, need, interrupt=interrupt, progress=progress)
-                self.finish_if_complete(entry)
-                if interrupt.seen:
-                    return
+    def give(
+        self, server: ForkServer, entry: CellEntry, number: int, *, progress: Progress, interrupt: Interrupt
+    ) -> bool:
+        """Launches a cell until it has all that it needs up to and with round ``number``; -1 is its verification.
+
+        False if the sitting is to end here: a spent budget, or Ctrl-C.
+        """
+        while (need := self._needed(entry, number)) and not interrupt.seen:
+            if not self.affords(entry, number, progress):
+                return False
+            if not (self._sitting.begun or self._begin(server, interrupt=interrupt, progress=progress)):
+                return False
+            with self._watch.of("launches"):
+                self._launch(server, entry, need, interrupt=interrupt, progress=progress)
+        self.finish_if_complete(entry)
+        return not interrupt.seen
+
+    def affords(self, entry: CellEntry, number: int, progress: Progress, *, beside_s: float = 0.0) -> bool:
+        """Whether the budget has room for what the cell needs next in round ``number``, and ``beside_s`` more."""
+        elapsed_s = self._watch.elapsed_s
+        if self._budget.allows(elapsed_s, self.rough_s(entry, number) + beside_s):
+            return True
+        progress.say(f"the budget ends here after {elapsed_s:.0f} s; cells that are not complete stay 'not run'")
+        return False
+
+    def rough_s(self, entry: CellEntry, number: int) -> float:
+        """About how long the launch will take that the cell needs next in round ``number``; 0 if it needs none."""
+        need = self._needed(entry, number)
+        return self._durations.rough_s(Ahead(entry.cell, need.kind, first=need.detailed)) if need else 0.0
 
     def _begin(self, server: LaunchServer, *, interrupt: Interrupt, progress: Progress) -> bool:
         """All that comes before the first launch; False if Ctrl-C came meanwhile."""
@@ -149,15 +191,7 @@ class Session:
         _warn(progress, warnings)
 
     def _needed(self, entry: CellEntry, number: int) -> Needed | None:
-        return needed(self._launches(entry), asked=self._asked, by_round=number)
-
-    def _affords(self, entry: CellEntry, need: Needed, progress: Progress) -> bool:
-        elapsed_s = self._watch.elapsed_s
-        launch_s = self._durations.rough_s(Ahead(entry.cell, need.kind, first=need.detailed))
-        if self._budget.allows(elapsed_s, launch_s):
-            return True
-        progress.say(f"the budget ends here after {elapsed_s:.0f} s; cells that are not complete stay 'not run'")
-        return False
+        return needed(self._launches(entry), asked=self._asked(entry), by_round=number)
 
     def _launch(
         self, server: LaunchServer, entry: CellEntry, need: Needed, *, interrupt: Interrupt, progress: Progress
@@ -191,31 +225,27 @@ class Session:
         if verdict.outcome != "ok":
             wait_until_free(self._nvml, before, interrupted=lambda: interrupt.seen)
 
+    def outlook(self) -> Outlook:
+        """How far the sitting is."""
+        ahead = [one for other in self._todo for one in self._ahead(other)]
+        return Outlook(done=self._done, ahead=len(ahead), left=self._durations.total(ahead))
+
     def _outlook(self, entry: CellEntry, *, running_s: float = 0.0) -> Outlook:
         """How far the sitting is, and what is known of the cell that it works on."""
-        ahead = [one for other in self._todo for one in self._ahead(other)]
         values = [launch.value.step_s for launch in self._launches(entry) if launch.valid and launch.value]
         steps_s = [step_s for step_s in values if step_s is not None]
-        return Outlook(
-            done=self._done,
-            ahead=len(ahead),
-            left=self._durations.total(ahead),
-            running_s=running_s,
-            step=launch_interval(steps_s),
-            launches=len(steps_s),
-        )
+        return replace(self.outlook(), running_s=running_s, step=launch_interval(steps_s), launches=len(steps_s))
 
     def _ahead(self, entry: CellEntry) -> list[Ahead]:
-        return launches_ahead(entry.cell, self._launches(entry), asked=self._asked)
+        return launches_ahead(entry.cell, self._launches(entry), asked=self._asked(entry))
 
     def _spec(self, entry: CellEntry, need: Needed) -> LaunchSpec:
         name = "verify" if need.kind == "verify" else f"launch-{need.index}"
-        order, self._order = self._order, self._order + 1
         return LaunchSpec(
             cell=entry.cell,
             kind=need.kind,
             index=need.index,
-            order=order,
+            order=self._orders.take(),
             repeats=need.repeats,
             device=self._environment.device,
             measure=self._measure,
@@ -232,7 +262,7 @@ class Session:
                 protocol=protocol_digest(self._measure),
             )
             self._known[entry.cell.id] = found
-            self._order = max([self._order, *(launch.order + 1 for launch in found)])
+            self._orders.skip(launch.order for launch in found)
         return self._known[entry.cell.id]
 
 
