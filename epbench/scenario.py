@@ -5,6 +5,7 @@ layout stays as a skipped row), then ``[[include]]``. Nothing here reads the mac
 file or given by the caller, and what depends on the device waits for :meth:`Scenario.resolved`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from epbench.cells import Cell, MeasureSpec, digest
 from epbench.errors import ScenarioError
 from epbench.gate_records import GateSpec
-from epbench.scenario_cells import PlannedCell, plan_cells
+from epbench.scenario_cells import PlannedCell, plan_cells, replan_cells
 from epbench.scenario_file import Document, read_document, to_toml
 from epbench.scenario_matrix import cell_value
 from epbench.scenario_schema import AXIS_KEYS, build_gate, build_measure
@@ -53,6 +54,16 @@ class Scenario:
     def resolved(self, device: Literal["cpu", "cuda"]) -> "Scenario":
         """This scenario on a known device: cpu computes in fp32, and cell ids say so."""
         return _expand(replace(self.document, device=device))
+
+    def with_options(self, options: Mapping[str, Any], *, where: str) -> "Scenario":
+        """This scenario with ``options`` (keys of cells) over every cell; what is illegal then is a skipped row.
+
+        Row *n* is row *n* of this one, changed, so two rows may be the same cell. Raises ScenarioError.
+        """
+        if not options:
+            return self
+        planned = replan_cells(self.document, self.planned, options, where=where)
+        return replace(self, planned=planned, varied=_varied(planned))
 
 
 def load_scenario(path: Path | str, *, world_size: int | None = None, device: str | None = None) -> Scenario:

@@ -1,7 +1,7 @@
 """From the settings of a scenario document to its rows: cells, and why some of them will not run."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from epbench.stack_support import check_stack, unsupported
 from epbench.token_file import check_token_file
 from epbench.wording import either, shown
 
-__all__ = ["PlannedCell", "plan_cells"]
+__all__ = ["PlannedCell", "plan_cells", "replan_cells"]
 
 _MAX_WORLD_SIZE = 65_536
 _EXPECTATIONS: dict[str, Literal["ok", "oom", "any"]] = {"ok": "ok", "oom": "oom", "any": "any"}
@@ -37,12 +37,14 @@ _EXPECTATIONS: dict[str, Literal["ok", "oom", "any"]] = {"ok": "ok", "oom": "oom
 class PlannedCell:
     """One row of a run. ``skip_reason`` is None for what will run.
 
-    ``world_size`` is what was asked; it differs from the cell's own when the layout's degrees do not fit.
+    ``world_size`` is what was asked; it differs from the cell's own when the layout's degrees do not fit. ``setting``
+    is what the axes said of it, with the one layout that it has.
     """
 
     cell: Cell
     skip_reason: str | None
     world_size: int
+    setting: Setting = field(default_factory=dict, compare=False, repr=False)
 
 
 def plan_cells(document: Document) -> tuple[PlannedCell, ...]:
@@ -62,6 +64,20 @@ def plan_cells(document: Document) -> tuple[PlannedCell, ...]:
     _check_files(rows, where=where)
     _check_routings(rows, where=where)
     return tuple(_one_row_a_cell(rows, where=where))
+
+
+def replan_cells(
+    document: Document, rows: Sequence[PlannedCell], options: Mapping[str, Any], *, where: str
+) -> tuple[PlannedCell, ...]:
+    """The same rows in the same places, each with ``options`` over what its axes say; no duplicate is refused.
+
+    Raises ScenarioError, which begins with ``where``, for values that no cell can have.
+    """
+    changed = [row for old in rows for row in _rows(document, old.setting | dict(options), where=where)]
+    assert len(changed) == len(rows), "each row has one layout"
+    _check_files(changed, where=where)
+    _check_routings(changed, where=where)
+    return tuple(changed)
 
 
 def _check_files(rows: list[PlannedCell], *, where: str) -> None:
@@ -148,7 +164,8 @@ def _rows(document: Document, setting: Setting, *, where: str) -> Iterator[Plann
         )
         broken = violations(layout, world_size=world_size, model=model, train=train)
         broken += impossible_routing(cell) + unsupported(cell)
-        yield PlannedCell(cell, "; ".join(reasons + broken) or None, world_size)
+        single = setting if merged["layout"] != "auto" else setting | {"layout": layout.slug}
+        yield PlannedCell(cell, "; ".join(reasons + broken) or None, world_size, single)
 
 
 def _with_tokens(train: TrainSpec, document: Document) -> TrainSpec:

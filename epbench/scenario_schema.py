@@ -25,6 +25,7 @@ __all__ = [
     "build_train",
     "canonical_mode",
     "canonical_routing",
+    "check_axis",
     "check_keys",
     "not_yet",
 ]
@@ -88,6 +89,11 @@ def check_keys(document: dict[str, Any], *, where: str) -> None:
             _known_axes(block, where=where, name=f"{name}[{index}]", extra=extra)
 
 
+def check_axis(key: str, *, where: str) -> None:
+    """Raise ScenarioError, with a suggestion, for a key that no cell has."""
+    _known({key: None}, AXIS_KEYS, where=where, prefix="")
+
+
 def _known_axes(table: Any, *, where: str, name: str, extra: tuple[str, ...] = ()) -> None:
     plain = tuple(key for key in AXIS_KEYS if "." not in key)
     _known(
@@ -110,7 +116,8 @@ def _table(value: Any, *, where: str, name: str) -> dict[str, Any]:
 def _known(table: dict[str, Any], known: tuple[str, ...], *, where: str, prefix: str) -> None:
     for key in table:
         if key not in known:
-            owners = [axis for axis in AXIS_KEYS if axis.endswith(f".{key}")] if "model" in known else []
+            nested = "model" in known or known == AXIS_KEYS
+            owners = [axis for axis in AXIS_KEYS if axis.endswith(f".{key}")] if nested else []
             hint = f"; did you mean '{owners[0]}'?" if owners else suggestion(key, known)
             path = shown(prefix + key) if len(key) > 60 or not key.isprintable() else f"'{prefix}{key}'"
             raise ScenarioError(f"{where}: unknown key {path}{hint}")
