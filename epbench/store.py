@@ -27,6 +27,8 @@ __all__ = [
     "CellEntry",
     "RunDirectory",
     "create_run",
+    "create_run_at",
+    "new_path",
     "open_run",
     "read_json",
     "read_record",
@@ -37,6 +39,7 @@ __all__ = [
 
 _NAME_OF_RUN = re.compile(r"\d{8}T\d{6}Z-.+-[0-9a-f]{4}")
 _CELL_ID = re.compile(r"[a-z0-9._-]{1,200}")
+_TWO_ARMS = "arms.json"  # of a directory whose runs are one level further down (epbench.ab_records)
 _SHOWN_CHARACTERS = 80
 _SEAL = "sha256"  # key of a record's digest in its file
 
@@ -161,9 +164,18 @@ def create_run(reports_dir: Path, record: RunRecord, scenario_text: str) -> RunD
 
     Raises RunError when it cannot be there (a file in the way), StorageError when it cannot be written.
     """
-    stamp = datetime.fromisoformat(record.started).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    name = re.sub(r"[^a-zA-Z0-9._-]", "-", record.name)[:64]
-    path = reports_dir / f"{stamp}-{name}-{secrets.token_hex(2)}"
+    return create_run_at(new_path(reports_dir, record.name, record.started), record, scenario_text)
+
+
+def new_path(reports_dir: Path, name: str, started: str) -> Path:
+    """A name for a new directory that nothing has: when, what, and four random digits."""
+    stamp = datetime.fromisoformat(started).astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    plain = re.sub(r"[^a-zA-Z0-9._-]", "-", name)[:64]
+    return reports_dir / f"{stamp}-{plain}-{secrets.token_hex(2)}"
+
+
+def create_run_at(path: Path, record: RunRecord, scenario_text: str) -> RunDirectory:
+    """As :func:`create_run`, at a path of the caller's, where nothing is yet."""
     with writing(path):
         _make_directory(path)
     run = RunDirectory(path)
@@ -204,6 +216,8 @@ def open_run(name: Path | str, *, reports_dir: Path = Path("reports")) -> RunDir
 def _read_run(path: Path) -> RunRecord:
     file = path / "run.json"
     found = read_json(file)
+    if found is None and (path / _TWO_ARMS).is_file():
+        raise RunError(f"'{_shortened(str(path))}' holds the two runs of an A/B: give its base or its head")
     if found is None:
         raise RunError(f"'{_shortened(str(path))}' is no run directory: it has no readable run.json")
     if not _is_whole(found):
@@ -227,7 +241,8 @@ def _is_directory(path: Path) -> bool:
 
 def _runs(reports_dir: Path) -> Iterator[Path]:
     if reports_dir.is_dir():
-        yield from sorted(path for path in reports_dir.iterdir() if _NAME_OF_RUN.fullmatch(path.name))
+        named = (path for path in reports_dir.iterdir() if _NAME_OF_RUN.fullmatch(path.name))
+        yield from sorted(path for path in named if not (path / _TWO_ARMS).is_file())
 
 
 def _latest(reports_dir: Path) -> Path:

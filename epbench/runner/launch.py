@@ -33,7 +33,16 @@ from epbench.writing import write_aside
 if TYPE_CHECKING:
     from epbench.scenario import Scenario
 
-__all__ = ["EXIT_CELLS", "EXIT_INTERRUPTED", "RunOptions", "RunOutcome", "run_scenario"]
+__all__ = [
+    "EXIT_CELLS",
+    "EXIT_INTERRUPTED",
+    "RunOptions",
+    "RunOutcome",
+    "check_same",
+    "entries_of",
+    "record_of",
+    "run_scenario",
+]
 
 EXIT_INTERRUPTED = 130
 EXIT_CELLS = 5  # some cells crashed, hung, are wrong or unstable, or missed their ``expect``
@@ -82,7 +91,7 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     budget = Budget(options.budget_s)
     again = _resume(run, scenario.path, options)
     with _hint(again), locked(run.path) as lock:
-        for entry in _entries(scenario):
+        for entry in entries_of(scenario):
             run.write_cell(entry)
         session = Session(
             run,
@@ -98,7 +107,7 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
         with make_progress() as progress:
             progress.say(f"{run.path}: {len(todo)} of {len(selected)} cells to run on {device} ({reason})")
             interrupted = _run(session, todo, progress)
-            for sentence in session.settle(entry for entry in _entries(scenario) if entry.skip_reason is None):
+            for sentence in session.settle(entry for entry in entries_of(scenario) if entry.skip_reason is None):
                 progress.say(f"WRONG {sentence}")
     return RunOutcome(run.path, _exit_code(run, selected, interrupted, again))
 
@@ -136,7 +145,8 @@ def _run(session: Session, todo: Sequence[CellEntry], progress: Progress) -> boo
         return True
 
 
-def _entries(scenario: "Scenario") -> list[CellEntry]:
+def entries_of(scenario: "Scenario") -> list[CellEntry]:
+    """Every row of a scenario as a run keeps it, in order."""
     return [
         CellEntry(
             order=order,
@@ -151,7 +161,7 @@ def _entries(scenario: "Scenario") -> list[CellEntry]:
 
 def _selected(scenario: "Scenario", only: str | None) -> list[CellEntry]:
     """The cells that are to run, by ``--only``; raises ScenarioError when that fits none."""
-    runnable = [entry for entry in _entries(scenario) if entry.skip_reason is None]
+    runnable = [entry for entry in entries_of(scenario) if entry.skip_reason is None]
     selected = [entry for entry in runnable if fnmatch.fnmatchcase(entry.cell.id, only or "*")]
     if only is not None and not selected:
         known = ", ".join(entry.cell.id for entry in runnable[:3])
@@ -163,10 +173,15 @@ def _open(scenario: "Scenario", options: RunOptions, environment: EnvironmentRec
     """A new run, or the one to resume; raises RunError when that was made elsewhere or otherwise."""
     if options.resume is not None:
         run = open_run(options.resume, reports_dir=options.reports_dir)
-        _check_same(run, environment)
+        check_same(run, environment)
         run.event({"event": "resumed", "command": ["epbench", *sys.argv[1:]]})
         return run
-    record = RunRecord(
+    return create_run(options.reports_dir, record_of(scenario, environment, reason), scenario.text)
+
+
+def record_of(scenario: "Scenario", environment: EnvironmentRecord, reason: str) -> RunRecord:
+    """``run.json`` of a run that begins now; ``reason`` is why it is on this device."""
+    return RunRecord(
         name=scenario.name,
         description=scenario.description,
         started=datetime.now(UTC).isoformat(),
@@ -177,11 +192,10 @@ def _open(scenario: "Scenario", options: RunOptions, environment: EnvironmentRec
         command=["epbench", *sys.argv[1:]],
         environment=environment,
     )
-    return create_run(options.reports_dir, record, scenario.text)
 
 
-def _check_same(run: RunDirectory, environment: EnvironmentRecord) -> None:
-    """One run has one environment; nothing measured in another may stand beside it."""
+def check_same(run: RunDirectory, environment: EnvironmentRecord) -> None:
+    """One run has one environment; raises RunError: nothing measured in another may stand beside it."""
     there = run.record.environment
     if there.digest == environment.digest:
         return
