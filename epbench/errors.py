@@ -7,6 +7,7 @@ The tree, with the exit code that the command line turns each into::
     │   └── LayoutError          2   a layout slug or a set of degrees is malformed
     ├── CheckpointError          2   a directory of weights is missing, damaged or of another model
     ├── RunError                 2   a run directory is missing, incomplete or of another schema
+    ├── NotComparableError       4   two sides of a comparison that say nothing of each other
     └── UnfitMachineError        6   the machine cannot run or measure what was asked
         └── StorageError         6   a file cannot be written: the disk is full or fails, or the right is missing
 
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "EpbenchError",
     "LayoutError",
+    "NotComparableError",
     "RunError",
     "ScenarioError",
     "StorageError",
@@ -44,6 +46,12 @@ class CheckpointError(EpbenchError):
 
 class RunError(EpbenchError):
     """A run directory cannot be read, continued or compared."""
+
+
+class NotComparableError(EpbenchError):
+    """Two sides of a comparison differ in something that forbids it; the sentence names every such thing."""
+
+    exit_code = 4
 
 
 class UnfitMachineError(EpbenchError):
