@@ -8,7 +8,6 @@ shows where.
 import io
 import json
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from epbench.cli_nodes import JoinTimeout, TokenFile, node
+from epbench.cli_options import parse_duration
 from epbench.errors import EpbenchError, ScenarioError, StorageError
 from epbench.wording import shown
 from epbench.writing import NO_ROOM, write_aside
@@ -26,7 +27,6 @@ from epbench.writing import NO_ROOM, write_aside
 __all__ = ["app", "main", "parse_duration"]
 
 _LONGEST_ARGUMENT = 4096  # bytes of the longest path that Linux opens
-_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class _FrontDoor(TyperGroup):
@@ -117,6 +117,15 @@ def run(
     ] = None,
     world: _World = None,
     device: _Device = None,
+    nodes: Annotated[
+        int, typer.Option("--nodes", metavar="N", min=1, envvar="EPBENCH_NODES", help="that share the ranks equally")
+    ] = 1,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", envvar="EPBENCH_LISTEN", help="where 'epbench node' joins"),
+    ] = None,
+    token_file: TokenFile = None,
+    join_timeout: JoinTimeout = "10m",
     reports_dir: _ReportsDir = Path("reports"),
 ) -> None:
     """Verify and measure every cell of a scenario, and write the report."""
@@ -135,6 +144,10 @@ def run(
         reports_dir=reports_dir,
         device=_known_device(device),
         world=world,
+        nodes=nodes,
+        listen=listen,
+        token_file=token_file,
+        join_timeout_s=parse_duration(join_timeout),
     )
     outcome = run_scenario(planned, options)
     report_path = write_report(outcome.path)
@@ -295,6 +308,7 @@ def doctor(
     raise typer.Exit(exit_code(checks, strict=strict))
 
 
+app.command()(node)
 baseline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a change is judged against.")
 app.add_typer(baseline, name="baseline")
 
@@ -339,15 +353,6 @@ def _stdout_aside() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of ``90s``, ``20m`` or ``1.5h``; raises ScenarioError for anything else."""
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", text, re.ASCII)
-    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
-    if seconds <= 0:
-        raise ScenarioError(f"a time is a positive number and s, m or h, such as 90s, 20m or 2h; got {shown(text)}")
-    return seconds
 
 
 def _known_device(device: str | None) -> str | None:

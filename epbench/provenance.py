@@ -46,7 +46,7 @@ _UNRELATED_VARIABLES = {
     "TRITON_CACHE_DIR",
 }
 # Faces of a finished result, and of the machine: a change there cannot change a number.
-_FACES = ("report", "doctor", "cli.py", "__main__.py", "frames.py")
+_FACES = ("report", "doctor", "cli.py", "cli_nodes.py", "cli_options.py", "__main__.py", "frames.py")
 
 
 @dataclass(frozen=True)
@@ -210,11 +210,12 @@ def describe_environment(
     device: Device,
     *,
     world_size: int,
+    nodes: int = 1,
     stacks: tuple[str, ...] = (),
     variables: Mapping[str, str] = os.environ,
     gpus: Gpus | None = None,
 ) -> EnvironmentRecord:
-    """The environment of a run on ``device`` with its digest."""
+    """The environment of a run on ``device`` of ``nodes`` machines like this one, with its digest."""
     found = (find_gpus() if gpus is None else gpus) if device == "cuda" else Gpus()
     compared: dict[str, Any] = {
         "device": device,
@@ -228,7 +229,7 @@ def describe_environment(
         "python": platform.python_version(),
         "variables": relevant_variables(variables),
         "code": code_digest(stacks),
-    }
+    } | ({"nodes": nodes} if nodes > 1 else {})  # of one node, the digest of runs before there were several
     return EnvironmentRecord(**compared, digest=digest(compared))
 
 

@@ -288,6 +288,7 @@ class EnvironmentRecord(Frozen):
     device_name: str
     device_memory_bytes: int | None
     world_size: int
+    nodes: int = Field(1, description="that share the ranks")
     driver: str | None
     torch: str
     cuda: str | None

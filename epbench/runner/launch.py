@@ -9,7 +9,7 @@ import fnmatch
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,9 @@ from epbench.errors import RunError, ScenarioError, UnfitMachineError
 from epbench.provenance import choose_device, describe_environment, find_gpus
 from epbench.records import EnvironmentRecord, RunRecord
 from epbench.runner.interrupt import Interrupt
+from epbench.runner.joining import gathered, meeting
 from epbench.runner.lock import locked
+from epbench.runner.nodes import toward
 from epbench.runner.progress import Progress, make_progress
 from epbench.runner.schedule import Budget
 from epbench.runner.server import launch_variables
@@ -28,6 +30,7 @@ from epbench.runner.session import Session
 from epbench.runner.sitting import SittingLog
 from epbench.stack_support import require_installed
 from epbench.store import CellEntry, RunDirectory, create_run, open_run
+from epbench.wording import either
 from epbench.writing import write_aside
 
 if TYPE_CHECKING:
@@ -59,6 +62,10 @@ class RunOptions:
     reports_dir: Path = Path("reports")
     device: str | None = None
     world: int | None = None  # that the scenario was loaded with
+    nodes: int = 1
+    listen: str | None = None  # HOST:PORT at which the other nodes join
+    token_file: Path | None = None  # with the secret that they know too; None: it is in the environment
+    join_timeout_s: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,13 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     command that goes on when the machine cannot go on: a disk that is full, a GPU that keeps its memory.
     """
     world_size = max((row.cell.world_size for row in scenario.planned if not row.skip_reason), default=1)
-    device, reason = choose_device(options.device or scenario.device, world_size)
+    where = meeting(options.nodes, options.listen, token_file=options.token_file, timeout_s=options.join_timeout_s)
+    device, reason = choose_device(options.device or scenario.device, _ranks_here(scenario, options.nodes))
     scenario = scenario.resolved(device)
+    stacks = tuple(row.cell.train.stack for row in scenario.planned)
+    variables = launch_variables(device)
     environment = describe_environment(
-        device,
-        world_size=world_size,
-        stacks=tuple(row.cell.train.stack for row in scenario.planned),
-        variables=launch_variables(device),
+        device, world_size=world_size, nodes=options.nodes, stacks=stacks, variables=variables
     )
     selected = _selected(scenario, options.only)
     require_installed(entry.cell.train.stack for entry in selected)
@@ -90,7 +97,13 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     run = _open(scenario, options, environment, reason)
     budget = Budget(options.budget_s)
     again = _resume(run, scenario.path, options)
-    with _hint(again), locked(run.path) as lock:
+    interrupted = True
+    with (
+        suppress(KeyboardInterrupt),
+        _hint(again),
+        locked(run.path) as lock,
+        gathered(where, run.path, environment, stacks=stacks) as members,
+    ):
         for entry in entries_of(scenario):
             run.write_cell(entry)
         session = Session(
@@ -100,8 +113,10 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
             launches=options.launches or scenario.measure.launches,
             budget=budget,
             sitting=SittingLog(run, scenario.measure, environment, checks=checks),
-            gpus=find_gpus().uuids[:world_size] if device == "cuda" else (),
+            gpus=find_gpus().uuids[: world_size // options.nodes] if device == "cuda" else (),
             inherited=(lock,),
+            variables=toward(members) | variables,
+            members=members,
         )
         todo = [entry for entry in selected if not session.finish_if_complete(entry)]
         with make_progress() as progress:
@@ -110,6 +125,17 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
             for sentence in session.settle(entry for entry in entries_of(scenario) if entry.skip_reason is None):
                 progress.say(f"WRONG {sentence}")
     return RunOutcome(run.path, _exit_code(run, selected, interrupted, again))
+
+
+def _ranks_here(scenario: "Scenario", nodes: int) -> int:
+    """Of the largest cell; raises ScenarioError for cells that the nodes cannot share equally."""
+    sizes = sorted({row.cell.world_size for row in scenario.planned if not row.skip_reason})
+    if uneven := [size for size in sizes if size % nodes]:
+        raise ScenarioError(
+            f"{nodes} nodes cannot share {either(uneven)} ranks equally: give --world N, a multiple of {nodes}, "
+            "or another number of nodes"
+        )
+    return max(sizes, default=nodes) // nodes
 
 
 @contextmanager
@@ -129,6 +155,9 @@ def _resume(run: RunDirectory, scenario: Path, options: RunOptions) -> str:
         "device": options.device,
         "only": options.only,
         "launches": options.launches,
+        "nodes": options.nodes if options.nodes > 1 else None,
+        "listen": options.listen,
+        "token-file": options.token_file,
     }
     given = [f"--{name} {shlex.quote(str(value))}" for name, value in said.items() if value is not None]
     return " ".join(["epbench run", shlex.quote(str(scenario)), *given])

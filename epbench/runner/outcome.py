@@ -231,8 +231,12 @@ def _unexplained(end: LaunchEnd, failed: Sequence[_Failed]) -> Verdict:
     if end.oom_kills:
         return Verdict("oom", _ended_by_the_kernel(end.oom_kills))
     if end.exit_code is None:
-        return Verdict("crashed", "the process that ranks are forked from ended without a word")
-    return Verdict("crashed", f"the launch's agent ended with code {end.exit_code}: {_last_words(end)}")
+        return Verdict("crashed", f"the process that ranks are forked from ended without a word{_on_node(end)}")
+    return Verdict("crashed", f"the launch's agent ended with code {end.exit_code}{_on_node(end)}: {_last_words(end)}")
+
+
+def _on_node(end: LaunchEnd) -> str:
+    return f" on node {end.failed_node}" if end.failed_node else ""
 
 
 def _last_words(end: LaunchEnd) -> str:

@@ -21,7 +21,9 @@ from epbench.runner.comm import CommLog
 from epbench.runner.forecast import Ahead, Durations, launches_ahead
 from epbench.runner.freed import memory_in_use, wait_until_free
 from epbench.runner.interrupt import Interrupt
+from epbench.runner.joining import Member
 from epbench.runner.launched import LaunchRecord, find_launches, measured, protocol_digest, write_launch
+from epbench.runner.nodes import over_nodes
 from epbench.runner.outcome import judge, require_fit
 from epbench.runner.phases import Stopwatch
 from epbench.runner.progress import Outlook, Progress
@@ -58,6 +60,7 @@ class Session:
         python: str = sys.executable,
         variables: Mapping[str, str] | None = None,
         orders: Orders | None = None,
+        members: Sequence[Member] = (),
     ) -> None:
         self._run = run
         self._measure = measure
@@ -69,6 +72,7 @@ class Session:
         self._gpus = gpus  # UUIDs in the order of local ranks
         self._inherited = inherited  # descriptors that every process of every launch holds open
         self._python = python
+        self._members = members  # the other nodes
         self._variables = launch_variables(environment.device) if variables is None else variables
         self._nvml: Nvml | None = None
         self._watch = Stopwatch()
@@ -114,7 +118,7 @@ class Session:
                         return
 
     @contextmanager
-    def serving(self, entries: Sequence[CellEntry], progress: Progress, interrupt: Interrupt) -> Iterator[ForkServer]:
+    def serving(self, entries: Sequence[CellEntry], progress: Progress, interrupt: Interrupt) -> Iterator[LaunchServer]:
         """The server for :meth:`give`, started with the first launch; behind the last one comes a canary."""
         self._todo = entries
         for entry in entries:
@@ -122,8 +126,8 @@ class Session:
                 self._durations.learn(entry.cell, launch)
         library = open_nvml() if self._gpus else nullcontext()
         log = self._run.path / "server.log"
-        started = ForkServer(self._variables, log, inherited=self._inherited, python=self._python)
-        with started as server, library as self._nvml:
+        here = ForkServer(self._variables, log, inherited=self._inherited, python=self._python)
+        with over_nodes(here, self._members) as server, library as self._nvml:
             yield server
             if self._sitting.begun and not interrupt.seen:
                 progress.does("canary after the last launch")
@@ -134,7 +138,7 @@ class Session:
             self._sitting.spent(self._watch.seconds)
 
     def give(
-        self, server: ForkServer, entry: CellEntry, number: int, *, progress: Progress, interrupt: Interrupt
+        self, server: LaunchServer, entry: CellEntry, number: int, *, progress: Progress, interrupt: Interrupt
     ) -> bool:
         """Launches a cell until it has all that it needs up to and with round ``number``; -1 is its verification.
 

@@ -1,0 +1,19 @@
+"""Values of options that more than one command line takes."""
+
+import re
+
+from epbench.errors import ScenarioError
+from epbench.wording import shown
+
+__all__ = ["parse_duration"]
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90s``, ``20m`` or ``1.5h``; raises ScenarioError for anything else."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", text, re.ASCII)
+    seconds = float(match[1]) * _SECONDS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ScenarioError(f"a time is a positive number and s, m or h, such as 90s, 20m or 2h; got {shown(text)}")
+    return seconds
