@@ -1,0 +1,57 @@
+"""One count of one cell in both arms: it does not scatter, so one launch is enough and no test is made."""
+
+from collections.abc import Iterator
+from statistics import median
+
+from epbench.analysis.arms import Arm
+from epbench.analysis.gate_timings import percent
+from epbench.gate_records import GateSpec, MetricChange, Word
+
+__all__ = ["counters_of"]
+
+
+def counters_of(base: Arm, head: Arm, spec: GateSpec, *, gated: bool) -> Iterator[MetricChange]:
+    """Every counter that an arm knows; of many nights the median. What one arm does not know is not gated."""
+    for metric, allowed in spec.allowed.items():
+        values = [_value(arm, metric) for arm in (base, head)]
+        if values != [None, None]:
+            yield _change(metric, values[0], values[1], allowed=allowed, gated=gated, nights=len(base.nights))
+
+
+def _value(arm: Arm, metric: str) -> float | None:
+    known = [night.counters[metric] for night in arm.nights if metric in night.counters]
+    return median(known) if known else None
+
+
+def _change(
+    metric: str, base: float | None, head: float | None, *, allowed: float, gated: bool, nights: int
+) -> MetricChange:
+    word, why = _word(base, head, allowed)
+    return MetricChange(
+        metric=metric,
+        kind="counter",
+        gated=gated and base is not None and head is not None,
+        base=base,
+        head=head,
+        base_launches=int(base is not None),
+        head_launches=int(head is not None),
+        base_nights=max(1, nights),
+        ratio=head / base if base and head else None,
+        limit=allowed,
+        word=word,
+        why=why,
+    )
+
+
+def _word(base: float | None, head: float | None, allowed: float) -> tuple[Word, str]:
+    """A fall is judged as a growth with the arms swapped, so that the swap flips the word and nothing else."""
+    if base is None:
+        return "new", "not known in base"
+    if head is None:
+        return "missing", "not known in head"
+    if head > base * (1 + allowed):
+        more = f"{percent(head / base - 1)} more" if base else f"{head:g}, was 0"
+        return "regression", f"{more}, where {percent(allowed)} more is allowed"
+    if base > head * (1 + allowed):
+        return "improvement", f"{percent(1 - head / base)} less"
+    return "no change", ""
