@@ -15,12 +15,11 @@ import numpy as np
 
 from epbench.analysis.arms import MIN_NIGHTS, Arm
 from epbench.analysis.differences import Difference, Floats, growth_found, nights, paired, welch
-from epbench.analysis.statistics import CONFIDENCE, MIN_LAUNCHES, Interval
+from epbench.analysis.statistics import MIN_LAUNCHES, Interval, ratio_of
 from epbench.gate_records import GateSpec, MetricChange, Word
 
 __all__ = ["Timing", "percent", "timing_of"]
 
-_LARGEST_LOG = 700.0  # an interval of a few wild launches is bounded by what a number can hold
 _Side = list[list[float]]  # night, launch: seconds
 
 
@@ -54,8 +53,7 @@ class Timing:
         value = head / base
         if self.difference is None:
             return Interval(value)
-        centre, half = float(self.difference.centre), float(self.difference.half(CONFIDENCE))
-        return Interval(value, min(value, _exp(centre - half)), max(value, _exp(centre + half)))
+        return ratio_of(self.difference, value)
 
     def found(self, alpha: float) -> float | None:
         """The smallest relative growth that such launches show in 95 % of nights; infinite where none does."""
@@ -203,10 +201,6 @@ def _p_rank(sides: Sequence[_Side], *, by_nights: bool) -> float:
     if len({*base, *head}) == 1:
         return 1.0
     return float(mannwhitneyu(base, head, alternative="two-sided").pvalue)
-
-
-def _exp(shift: float) -> float:
-    return math.exp(min(max(shift, -_LARGEST_LOG), _LARGEST_LOG))
 
 
 def percent(share: float) -> str:

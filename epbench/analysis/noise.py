@@ -18,9 +18,9 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from statistics import fmean, median, stdev
 
+from epbench.analysis.differences import POWER, growth_found
 from epbench.records import CellResult, LaunchValue
 
 __all__ = [
@@ -34,10 +34,10 @@ __all__ = [
     "machine_starts",
     "noise_of",
     "smallest_detectable_change",
+    "smallest_gated_change",
 ]
 
 ALPHA = 0.01  # false alarms
-POWER = 0.95
 MIN_DEGREES = 4  # of freedom, of the scatter between launches: with fewer it may be off by more than a factor of 3
 # Of a launch: the value, and the standard deviation over its steps.
 METRICS: Mapping[str, str] = {"step_s": "step_sd_s", "device_work_s": "device_work_sd_s"}
@@ -59,11 +59,11 @@ class Noise:
     degrees: int  # of freedom that ``between`` rests on: launches less machine starts
     between_starts: float | None  # None: one machine start, or nothing tells what launches add
 
-    def finds(self, launches: int) -> float | None:
+    def finds(self, launches: int, *, alpha: float = ALPHA, limit: float = 0.0) -> float | None:
         """The relative slowdown that so many launches an arm find; None where ``between`` is too rough to tell."""
         if self.between is None or self.degrees < MIN_DEGREES:
             return None
-        return smallest_detectable_change(self.between, launches)
+        return smallest_detectable_change(self.between, launches, alpha=alpha, limit=limit)
 
 
 def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
@@ -133,23 +133,26 @@ def _between_starts(starts: Sequence[Sequence[float]], between: float | None) ->
     return math.sqrt(max(0.0, of_means - by_chance))
 
 
-def smallest_detectable_change(between: float, launches: int) -> float | None:
+def smallest_detectable_change(
+    between: float, launches: int, *, alpha: float = ALPHA, limit: float = 0.0
+) -> float | None:
     """The relative slowdown (0.03 is 3 %) that ``launches`` launches an arm find; None below two.
 
-    ``between`` is the standard deviation between launches, relative.
+    ``between`` is the standard deviation between launches, relative; ``limit`` the growth beyond which a slowdown
+    is one.
     """
     if launches < 2:
         return None
-    return math.expm1(_detectable_shift(launches) * between * math.sqrt(2 / launches))
+    error = between * math.sqrt(2 / launches)
+    return growth_found(error, launches - 1.0, limit=math.log1p(limit), alpha=alpha)
 
 
-@cache
-def _detectable_shift(launches: int) -> float:
-    """The noncentrality at which the paired t test finds what is there in ``POWER`` of the nights."""
-    from scipy.optimize import brentq
-    from scipy.special import nctdtr, stdtrit
+def smallest_gated_change(
+    noise: Noise, launches: int, *, family: int, limit: float, alpha: float = ALPHA, floor_s: float = 0.0
+) -> float | None:
+    """What the gate finds with interleaved launches; None where nothing tells how much they scatter.
 
-    degrees = launches - 1
-    critical = float(stdtrit(degrees, 1 - ALPHA))
-    largest = 3 * critical + 10  # well above the answer for any number of degrees, and where nctdtr still has values
-    return float(brentq(lambda nc: nctdtr(degrees, nc, critical) - (1 - POWER), 0.0, largest))
+    ``alpha`` is that of the look, which ``family`` tests share; Holm's hardest step, ``alpha / family``, is the one
+    that a single slow cell has to pass. ``limit`` and ``floor_s`` are what is allowed, relative and in seconds.
+    """
+    return noise.finds(launches, alpha=alpha / family, limit=max(limit, floor_s / noise.median))

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import TypeVar
 
+import numpy as np
+
+from epbench.analysis.differences import Difference, Floats, paired, welch
+
 __all__ = [
     "CONFIDENCE",
     "MIN_LAUNCHES",
@@ -22,12 +26,14 @@ __all__ = [
     "Round",
     "launch_interval",
     "ratio_interval",
+    "ratio_of",
     "ties",
     "unpaired_ratio",
 ]
 
 CONFIDENCE = 0.95
 Round = TypeVar("Round", bound=Hashable)  # what tells launches that ran close together: their index, or more
+_LARGEST_LOG = 700.0  # few wild launches give an interval that no number can hold
 MIN_LAUNCHES = 3  # fewer give a value, no interval, and are never ranked
 
 
@@ -76,8 +82,8 @@ def ratio_interval(base: Mapping[Round, float], other: Mapping[Round, float]) ->
     """
     if base.keys() != other.keys() or len(base) < MIN_LAUNCHES:
         return unpaired_ratio(list(base.values()), list(other.values()))
-    centre, half = _paired([math.log(other[one] / base[one]) for one in base])
-    return _interval(median(other.values()) / median(base.values()), centre=centre, half=half)
+    difference = paired(_logs([base[one] for one in base]), _logs([other[one] for one in base]))
+    return ratio_of(difference, median(other.values()) / median(base.values()))
 
 
 def unpaired_ratio(base: Sequence[float], other: Sequence[float]) -> Interval | None:
@@ -90,8 +96,12 @@ def unpaired_ratio(base: Sequence[float], other: Sequence[float]) -> Interval | 
     value = median(other) / median(base)
     if min(len(base), len(other)) < MIN_LAUNCHES:
         return Interval(value)
-    centre, half = _welch(_logs(base), _logs(other))
-    return _interval(value, centre=centre, half=half)
+    return ratio_of(welch(_logs(base), _logs(other)), value)
+
+
+def ratio_of(difference: Difference, value: float) -> Interval:
+    """A ratio of medians with the 95 % interval of a difference of mean logs, stretched where needed to hold it."""
+    return _interval(value, centre=float(difference.centre), half=float(difference.half(CONFIDENCE)))
 
 
 def ties(arms: Mapping[str, Mapping[Round, float]]) -> list[str]:
@@ -117,30 +127,17 @@ def _differ(base: Mapping[Round, float], other: Mapping[Round, float]) -> bool:
     return ratio is not None and ratio.excludes(1.0)
 
 
-def _logs(values: Sequence[float]) -> list[float]:
-    return [math.log(value) for value in values]
+def _logs(values: Sequence[float]) -> Floats:
+    return np.log(np.asarray(values, dtype=np.float64))
 
 
 def _interval(value: float, *, centre: float, half: float) -> Interval:
     """The interval ``exp(centre +- half)``, stretched where needed to hold ``value``."""
-    return Interval(value, min(value, math.exp(centre - half)), max(value, math.exp(centre + half)))
+    return Interval(value, min(value, _exp(centre - half)), max(value, _exp(centre + half)))
 
 
-def _paired(differences: Sequence[float]) -> tuple[float, float]:
-    """Centre and half width of the mean of paired log differences."""
-    half = _t_quantile(len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
-    return fmean(differences), half
-
-
-def _welch(base: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """Centre and half width of a difference of means with unequal variances (Welch 1947)."""
-    squares = [stdev(logs) ** 2 / len(logs) for logs in (base, other)]
-    centre = fmean(other) - fmean(base)
-    if sum(squares) == 0.0:
-        return centre, 0.0
-    shares = [square**2 / (len(logs) - 1) for square, logs in zip(squares, (base, other), strict=True)]
-    degrees = sum(squares) ** 2 / sum(shares)
-    return centre, _t_quantile(degrees) * math.sqrt(sum(squares))
+def _exp(shift: float) -> float:
+    return math.exp(min(max(shift, -_LARGEST_LOG), _LARGEST_LOG))
 
 
 def _t_quantile(degrees: float) -> float:
