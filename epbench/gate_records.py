@@ -108,6 +108,8 @@ class MetricChange(Frozen):
     gated: bool = Field(description="whether it can make the cell a regression")
     base: float | None = Field(description="median over launches (of nights: over nights); a counter's own value")
     head: float | None
+    base_half: float | None = Field(None, description="half of the 95 % interval of this arm alone, relative")
+    head_half: float | None = None
     base_launches: int
     head_launches: int
     base_nights: int = Field(1, description="runs that base was gathered from")
