@@ -51,6 +51,7 @@ class DeviceTime:
     device_work_sd_s: float | None = None  # over the traced steps; None for one
     kernel_union_s: float | None = None  # when anything ran, waiting included: the critical rank's median step
     kernels_s: dict[str, float] = field(default_factory=dict)  # by kind, streams added up, critical rank
+    kernel_count: float | None = None  # kernels, copies and fills that the critical rank's steps launched; not on a CPU
 
     @property
     def breakdown(self) -> Breakdown:
@@ -93,7 +94,18 @@ def device_time_of(traces: Sequence[RankTrace], *, steps: int, found: Sequence[M
         device_work_sd_s=stdev(worst_s) if critical.on_cuda and len(worst_s) > 1 else None,
         kernel_union_s=_kernel_union_s(critical, windows[critical.rank]) if critical.on_cuda else None,
         kernels_s={kind: seconds / steps for kind, seconds in kernels_s.items()},
+        kernel_count=_launched(critical) / steps if critical.on_cuda else None,
     )
+
+
+def _launched(trace: RankTrace) -> int:
+    """How many kernels the host launched within the steps: whenever they ran, they are the steps'."""
+    launch_s = _launch_or_start_s(trace.kernels)
+    return int(((trace.steps[0].start_s <= launch_s) & (launch_s <= trace.steps[-1].end_s)).sum())
+
+
+def _launch_or_start_s(kernels: Kernels) -> NDArray[np.float64]:
+    return np.where(np.isnan(kernels.launch_s), kernels.start_s, kernels.launch_s)
 
 
 def _kernel_union_s(trace: RankTrace, windows: Sequence[Window]) -> float:
@@ -110,7 +122,7 @@ def _step_windows(trace: RankTrace) -> list[Window]:
     if not trace.on_cuda:
         return _until_next([step.start_s for step in trace.steps], trace.steps[-1].end_s)
     kernels = trace.kernels
-    launch_s = np.where(np.isnan(kernels.launch_s), kernels.start_s, kernels.launch_s)
+    launch_s = _launch_or_start_s(kernels)
     in_steps = ~(kernels.launch_s > trace.steps[-1].end_s)
     last_s = float(kernels.end_s[in_steps].max(initial=trace.steps[0].start_s))
     starts: list[float] = []

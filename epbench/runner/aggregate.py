@@ -176,6 +176,7 @@ def _details(cell: Cell, launches: Sequence[LaunchRecord], swept: Sequence[Swept
         "breakdown_s": detailed.breakdown,
         "breakdown_per_rank_s": detailed.breakdown_per_rank,
         "kernels_s": detailed.kernels_s,
+        "kernel_count": detailed.kernel_count,
         "unclassified_share": detailed.unclassified_share,
         "collectives": collectives,
         "all_to_all": [row for row in collectives if row.op == "all_to_all"],

@@ -32,7 +32,7 @@ from epbench.records import (
 from epbench.runner.outcome import Verdict
 from epbench.runner.phases import launch_phases
 from epbench.runner.telemetry import History, energy_j_per_token, slowed_down, telemetry_of, timed_window
-from epbench.runner.traced import DEVICE_TIMES, traced
+from epbench.runner.traced import TRACED_TIMES, traced
 from epbench.runner.watch import LaunchEnd
 from epbench.store import read_record, write_record
 
@@ -66,6 +66,7 @@ class LaunchRecord(Frozen):
     breakdown: Breakdown = Breakdown()
     breakdown_per_rank: list[Breakdown] = Field(default_factory=list)
     kernels_s: dict[str, float] = Field(default_factory=dict)
+    kernel_count: float | None = None
     unclassified_share: float | None = None
     note: str | None = Field(None, description="what could not be looked at, and why; the value stands")
     verify: VerifyRecord | None = None
@@ -147,18 +148,20 @@ def _verified(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _timed(end: LaunchEnd, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     timings = [result["timing"] for result in results]
-    value = _value(end, timings)
+    compiled = _compiled(timings, results[0]["description"]["compile_strategy"], end.spec.cell)
+    value = _value(end, timings).model_copy(update={"compile_s": compiled.seconds})
     found: dict[str, Any] = {
         "value": value,
         "losses": first_losses(timings[0]["losses"]),
-        "compile": _compiled(timings, results[0]["description"]["compile_strategy"], end.spec.cell),
+        "compile": compiled,
     }
     if end.spec.detailed:
         found["memory"] = PeakMemory.of([RankMemory.model_validate(result["memory"]) for result in results])
         found["expert_load"] = ExpertLoad.model_validate(results[0]["expert_load"])
     if end.spec.traced:
         found |= traced(end.spec)
-        found["value"] = value.model_copy(update={name: found.pop(name, None) for name in DEVICE_TIMES})
+        times = {name: found.pop(name) for name in TRACED_TIMES if name in found}
+        found["value"] = value.model_copy(update=times)
     return found
 
 

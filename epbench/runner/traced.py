@@ -10,13 +10,14 @@ from typing import Any
 from epbench.errors import RunError
 from epbench.runner.spec import LaunchSpec
 
-__all__ = ["DEVICE_TIMES", "traced"]
+__all__ = ["TRACED_TIMES", "traced"]
 
-DEVICE_TIMES = ("device_work_s", "device_work_sd_s", "kernel_union_s")
+# Of the launch's value; the rest is of its record.
+TRACED_TIMES = ("device_work_s", "device_work_sd_s", "kernel_union_s", "exposed_s", "transfers_s")
 
 
 def traced(spec: LaunchSpec) -> dict[str, Any]:
-    """Fields of a launch's record, and the value's (``DEVICE_TIMES``); only a ``note`` if the traces cannot be used.
+    """Fields of a launch's record, and the value's (``TRACED_TIMES``); only a ``note`` if the traces cannot be used.
 
     Also writes ``trace.json.gz`` beside the cell's launches, of the last launch that was looked at closely, which is
     the first one that is valid. The traces of other launches are deleted once they are read.
@@ -44,9 +45,12 @@ def traced(spec: LaunchSpec) -> dict[str, Any]:
         "breakdown": device.breakdown,
         "breakdown_per_rank": list(device.per_rank),
         "kernels_s": device.kernels_s,
+        "kernel_count": device.kernel_count,
         "unclassified_share": device.unclassified_share,
         "note": clock_note(traces, found),
         "device_work_s": device.device_work_s,
         "device_work_sd_s": device.device_work_sd_s,
         "kernel_union_s": device.kernel_union_s,
+        "exposed_s": device.breakdown.exposed,
+        "transfers_s": {f"{row.op}/{row.purpose}/{row.phase}/{row.axis}": row.transfer_s for row in rows},
     }

@@ -63,6 +63,18 @@ def test_steps_are_told_apart_by_when_the_host_launched(tmp_path: Path) -> None:
     assert found.breakdown.idle.kernel == pytest.approx(170 * US / 3)
 
 
+def test_kernels_are_counted_where_they_were_launched(tmp_path: Path) -> None:
+    trace = Trace(0, world_size=1).kernel("warm-up", 100, 110, launched=2)  # runs late, was launched before the steps
+    for index, count in enumerate((3, 4)):
+        trace.step(10 + 10 * index, 19 + 10 * index, index)
+        for number in range(count):
+            trace.kernel(
+                "gemm", 200 + 100 * index + 10 * number, 205 + 100 * index + 10 * number, launched=11 + 10 * index
+            )
+    trace.kernel("after", 400, 410, launched=60)
+    assert breakdown(write(tmp_path, trace), steps=2).kernel_count == 3.5
+
+
 def test_on_a_cpu_operators_stand_for_kernels(tmp_path: Path) -> None:
     trace = Trace(0, world_size=1).step(0, 100).annotate(label(size=1), 50, 80)
     trace.cpu("aten::linear", 5, 35).cpu("aten::t", 6, 10).cpu("aten::addmm", 10, 30)  # own time 6, host, 20
@@ -70,6 +82,7 @@ def test_on_a_cpu_operators_stand_for_kernels(tmp_path: Path) -> None:
     trace.cpu("aten::add", 70, 90, tid=AUTOGRAD).cpu("autograd::engine::evaluate_function: X", 91, 99)
     found = breakdown(write(tmp_path, trace), steps=1)
     assert found.device_work_s is None
+    assert found.kernel_count is None
     assert found.breakdown.compute == pytest.approx((26 + 15) * US)
     assert found.breakdown.overlapped == pytest.approx(5 * US)
     assert found.breakdown.exposed == pytest.approx(15 * US)
@@ -192,7 +205,7 @@ def cells(events: list[dict[str, Any]], window: range) -> set[int]:
 
 
 @given(device_events())
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_parts_are_those_of_a_count_of_microseconds(tmp_path: Path, events: list[dict[str, Any]]) -> None:
     trace = Trace(0, world_size=1)
     for index in range(3):

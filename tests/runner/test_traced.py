@@ -9,7 +9,7 @@ import pytest
 from epbench.cells import Cell, MeasureSpec
 from epbench.layout import Layout
 from epbench.runner.spec import LaunchSpec
-from epbench.runner.traced import DEVICE_TIMES, traced
+from epbench.runner.traced import TRACED_TIMES, traced
 from tests.analysis.handmade import Trace, label, write
 
 
@@ -41,6 +41,7 @@ def test_a_launch_takes_parts_kinds_collectives_and_a_merged_trace(spec: LaunchS
     assert found["breakdown"].rank == 1
     assert set(found["kernels_s"]) == {"gemm", "communication"}
     assert found["unclassified_share"] == 0
+    assert found["kernel_count"] == 2  # a gemm and a collective
     merged = json.loads(gzip.decompress((spec.directory.parent / "trace.json.gz").read_bytes()))
     names = [event["args"]["name"] for event in merged["traceEvents"] if event["name"] == "process_name"]
     assert names == ["rank 0: dp0 ep0", "rank 1: dp1 ep1"]
@@ -78,14 +79,17 @@ def test_what_makes_traces_doubtful_is_the_launchs_note(
 
 def test_a_later_launch_keeps_its_numbers_and_not_its_traces(spec: LaunchSpec) -> None:
     merged = spec.directory.parent / "trace.json.gz"
-    times_s = [traced(spec)[name] for name in DEVICE_TIMES]
+    times_s = [traced(spec)[name] for name in TRACED_TIMES]
     busy_s = pytest.approx(21e-6)  # a gemm of 11 and 10 of communication, nobody waits
-    assert times_s == [busy_s, None, busy_s]  # one step has no spread
+    comm_s = pytest.approx(10e-6)  # nothing runs beside it, so all of it is exposed
+    one_step_has_no_spread = None
+    transfers_s = {"all_to_all/dispatch/forward/ep": comm_s}
+    assert times_s == [busy_s, one_step_has_no_spread, busy_s, comm_s, transfers_s]
     merged.unlink()
     later = spec.model_copy(update={"detailed": False})
     assert later.traced
     assert not later.model_copy(update={"device": "cpu"}).traced
     found = traced(later)
-    assert [found[name] for name in DEVICE_TIMES] == times_s
+    assert [found[name] for name in TRACED_TIMES] == times_s
     assert not later.trace_directory.exists()
     assert not merged.exists()
