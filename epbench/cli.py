@@ -18,6 +18,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from epbench.cli_baseline import app as baseline
+from epbench.cli_history import app as history
 from epbench.cli_nodes import JoinTimeout, TokenFile, node
 from epbench.cli_options import parse_duration
 from epbench.errors import EpbenchError, ScenarioError, StorageError
@@ -309,28 +311,8 @@ def doctor(
 
 
 app.command()(node)
-baseline = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a change is judged against.")
 app.add_typer(baseline, name="baseline")
-
-
-@baseline.command()
-def noise(
-    runs: Annotated[list[str], typer.Argument(help="run directories of one scenario, e.g. of two machine starts")],
-    *,
-    as_json: _Json = False,
-) -> None:
-    """How much identical launches differ, and the smallest change that 3, 5 or 8 of them find."""
-    from epbench.report.noise_table import noise_json, render_noise
-    from epbench.store import open_run
-
-    found = [open_run(run) for run in runs]
-    views = [run.view() for run in found]
-    if as_json:
-        typer.echo(noise_json(views))
-        return
-    typer.echo(render_noise(views))
-    typer.echo(str(found[-1].path))
-    _say(f"next: epbench report {found[-1].path}")
+app.add_typer(history, name="history")
 
 
 def _open_in_browser(pages: list[Path]) -> None:

@@ -46,7 +46,7 @@ _UNRELATED_VARIABLES = {
     "TRITON_CACHE_DIR",
 }
 # Faces of a finished result, and of the machine: a change there cannot change a number.
-_FACES = ("report", "doctor", "cli.py", "cli_nodes.py", "cli_options.py", "__main__.py", "frames.py")
+_FACES = ("report", "doctor", "baselines", "history", "cli.py", "__main__.py", "frames.py")
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,17 @@ def relevant_variables(variables: Mapping[str, str]) -> dict[str, str]:
 def code_digest(stacks: Iterable[str] = ()) -> str:
     """Digest of what takes part in a measurement: epbench's sources, a foreign stack's, and a stack's library."""
     root = Path(__file__).parent
-    sources = [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _FACES]
+    sources = [path for path in sorted(root.rglob("*.py")) if not _is_face(path.relative_to(root).parts[0])]
     state = hashlib.sha256()
     for path in sources + [path for stack in sorted(set(stacks)) for path in _stack_sources(stack)]:
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     for library in library_versions(stacks):
         state.update(library.encode() + b"\0")
     return state.hexdigest()
+
+
+def _is_face(name: str) -> bool:
+    return name in _FACES or name.startswith("cli_")
 
 
 def _stack_sources(stack: str) -> list[Path]:
