@@ -59,6 +59,11 @@ class AbRecord(Frozen):
     order: str = Field("ABBA", description="of launches: base before head in even rounds, head before base in odd ones")
     seeds: tuple[int, ...] = Field((), description="of the cells: weights and tokens of both arms follow from them")
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether its last look was taken, so that nothing is left to launch."""
+        return self.looks_taken == (2 if self.to_second_look else 1)
+
 
 @dataclass(frozen=True)
 class AbDirectory:

@@ -43,6 +43,7 @@ __all__ = [
     "RunOutcome",
     "check_same",
     "entries_of",
+    "going_on_with",
     "record_of",
     "run_scenario",
 ]
@@ -100,7 +101,7 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     interrupted = True
     with (
         suppress(KeyboardInterrupt),
-        _hint(again),
+        going_on_with(again),
         locked(run.path) as lock,
         gathered(where, run.path, environment, stacks=stacks) as members,
     ):
@@ -139,7 +140,7 @@ def _ranks_here(scenario: "Scenario", nodes: int) -> int:
 
 
 @contextmanager
-def _hint(again: str) -> Iterator[None]:
+def going_on_with(again: str) -> Iterator[None]:
     """A machine that cannot go on ends the run; what is finished is whole, and the sentence says how to go on."""
     try:
         yield

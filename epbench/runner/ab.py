@@ -1,0 +1,292 @@
+"""``epbench ab``: two variants of the code under test, launched by turns on the same machine in one allocation.
+
+Every round gives every cell one launch of each arm, next to each other in time, so that what the machine does just then
+is in both: launches of one round are pairs. Odd rounds go backwards, cells and arms (ABBA). Each arm is a sitting with
+a run directory and a fork server of its own; the idle server holds no device.
+"""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epbench.ab_records import AbDirectory, AbRecord, open_ab
+from epbench.doctor import check_before_run
+from epbench.errors import EpbenchError
+from epbench.provenance import Device, choose_device, find_gpus
+from epbench.records import CellResult, MachineCheck
+from epbench.runner.ab_plan import OPTIONS, AbOptions, PlannedArm, ab_record, arm_specs, planned_arms
+from epbench.runner.arms import arm_variables
+from epbench.runner.checkouts import checked_out
+from epbench.runner.interrupt import Interrupt
+from epbench.runner.launch import EXIT_CELLS, EXIT_INTERRUPTED, check_same, going_on_with, record_of
+from epbench.runner.lock import locked
+from epbench.runner.looks import undecided
+from epbench.runner.probe import Probed, probe
+from epbench.runner.progress import Progress, make_progress
+from epbench.runner.schedule import Budget, Orders
+from epbench.runner.session import Session
+from epbench.runner.sitting import SittingLog
+from epbench.runner.spec import LaunchSpec
+from epbench.runner.turns import ArmProgress, Turn, take_turns
+from epbench.store import RunDirectory, create_run_at, new_path, open_run
+from epbench.wording import shown
+from epbench.writing import write_aside
+
+if TYPE_CHECKING:
+    from epbench.scenario import Scenario
+
+__all__ = ["AbOptions", "AbOutcome", "read_ab", "run_ab"]
+
+
+@dataclass(frozen=True)
+class AbOutcome:
+    """Where the A/B is, and the exit code that its launches earned; what they say of the arms is the gate's to tell."""
+
+    path: Path
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an arm's launches are started and what they leave behind."""
+
+    arm: PlannedArm
+    run: RunDirectory
+    probed: Probed
+    variables: Mapping[str, str]
+
+    def results(self) -> dict[str, CellResult]:
+        """Its rows that are complete, by id."""
+        found = {entry.cell.id: self.run.read_result(entry.cell.id) for entry in self.arm.runnable.values()}
+        return {cell_id: row for cell_id, row in found.items() if row}
+
+
+def read_ab(path: Path) -> AbRecord:
+    """What was compared at ``path``; raises RunError when that is no A/B."""
+    return open_ab(path).record
+
+
+def run_ab(scenario: "Scenario", options: AbOptions) -> AbOutcome:
+    """Launch both arms by turns, as far as is not done yet. Call it from the main thread, for Ctrl-C to be seen.
+
+    Raises ScenarioError, RunError or UnfitMachineError before anything is launched, and UnfitMachineError with the
+    command that goes on when the machine cannot go on.
+    """
+    there = None if options.resume is None else open_ab(options.resume, reports_dir=options.reports_dir)
+    specs = arm_specs(options, there)
+    size = max((row.cell.world_size for row in scenario.planned if not row.skip_reason), default=1)
+    device, reason = choose_device(options.device or scenario.device, size)
+    arms = planned_arms(scenario.resolved(device), specs, options.only, there)
+    path = there.path if there else new_path(options.reports_dir, f"{scenario.name}-ab", datetime.now(UTC).isoformat())
+    again = _again(scenario, options, path)
+    interrupted = True
+    with (
+        suppress(KeyboardInterrupt),
+        Interrupt() as interrupt,
+        checked_out([(arm.name, arm.spec.checkouts) for arm in arms], path.name) as trees,
+    ):
+        probed = [_probed(arm, device, path, trees.get(arm.name, [])) for arm in arms]
+        checks = check_before_run(options.reports_dir) if device == "cuda" else []
+        record = ab_record(scenario, arms, options.launches, there)
+        places = _opened(path, there, record, list(zip(arms, probed, strict=True)), reason)
+        with going_on_with(again):
+            _launch(AbDirectory(path), places, options.budget_s, checks, interrupt)
+        interrupted = interrupt.seen
+    return AbOutcome(path, _exit_code(path, arms, interrupted, again))
+
+
+# ---------------------------------------------------------------- where it is launched
+
+
+def _probed(arm: PlannedArm, device: Device, path: Path, trees: Sequence[Path]) -> tuple[Probed, dict[str, str]]:
+    variables = arm_variables(arm.spec, device, first=trees, cache=_cache(path) / arm.name)
+    cells = [entry.cell for entry in arm.runnable.values()]
+    spec = LaunchSpec(
+        cell=cells[0],
+        kind="measure",
+        index=0,
+        order=0,
+        device=device,
+        measure=arm.scenario.measure,
+        directory=path.absolute(),
+    )
+    found = probe(
+        arm.spec,
+        variables,
+        spec=spec,
+        world_size=max(cell.world_size for cell in cells),
+        stacks=sorted({cell.train.stack for cell in cells}),
+        where=OPTIONS[arm.name],
+    )
+    return found, variables
+
+
+def _cache(path: Path) -> Path:
+    return path.absolute() / ".compiled"
+
+
+def _opened(
+    path: Path,
+    there: AbDirectory | None,
+    record: AbRecord,
+    arms: Sequence[tuple[PlannedArm, tuple[Probed, dict[str, str]]]],
+    reason: str,
+) -> list[_Place]:
+    """The two run directories, new or those to go on with; raises RunError when these were made elsewhere."""
+    places = []
+    try:
+        for arm, (probed, variables) in arms:
+            if there is None:
+                gate = arm.scenario.gate.model_copy(update={"looks": record.looks})
+                run_record = record_of(replace(arm.scenario, gate=gate), probed.environment, reason)
+                run = create_run_at(path / arm.name, run_record, _text(arm))
+            else:
+                run = open_run(path / arm.name)
+                check_same(run, probed.environment)
+                run.event({"event": "resumed"})
+            for entry in arm.rows.values():
+                run.write_cell(entry)
+            places.append(_Place(arm, run, probed, variables))
+        AbDirectory(path).write(record)
+    except EpbenchError:
+        if there is None:
+            shutil.rmtree(path, ignore_errors=True)  # it holds nothing yet, and could not be resumed
+        raise
+    return places
+
+
+def _text(arm: PlannedArm) -> str:
+    said = [f"# Of every cell: {key} = {shown(value, limit=200)}\n" for key, value in arm.spec.options.items()]
+    return "".join(said) + arm.scenario.text
+
+
+# ---------------------------------------------------------------- launching
+
+
+def _launch(
+    ab: AbDirectory,
+    places: Sequence[_Place],
+    budget_s: float | None,
+    checks: Sequence[MachineCheck],
+    interrupt: Interrupt,
+) -> None:
+    base, head = places
+    record = ab.record
+    first = record.looks[0] if record.looks else record.launches
+    orders, budget = Orders(), Budget(budget_s)
+    with locked(base.run.path) as one, locked(head.run.path) as two, make_progress() as progress:
+        sessions = [
+            _session(place, first, checks=checks, orders=orders, budget=budget, lock=lock)
+            for place, lock in ((base, one), (head, two))
+        ]
+        for session, place in zip(sessions, places, strict=True):  # what is there takes its places before anything new
+            for entry in place.arm.runnable.values():
+                session.finish_if_complete(entry)
+        _say_what(progress, ab, places)
+        told = [
+            ArmProgress(progress, place.arm.name, other.outlook)
+            for place, other in zip(places, sessions[::-1], strict=True)
+        ]
+        with (
+            sessions[0].serving(list(base.arm.runnable.values()), told[0], interrupt) as server,
+            sessions[1].serving(list(head.arm.runnable.values()), told[1], interrupt) as other,
+        ):
+            turns = (
+                Turn(sessions[0], server, told[0], base.arm.runnable),
+                Turn(sessions[1], other, told[1], head.arm.runnable),
+            )
+            _look_by_look(ab, places, turns, interrupt, progress)
+        for session, place in zip(sessions, places, strict=True):
+            for sentence in session.settle(place.arm.runnable.values()):
+                progress.say(f"WRONG {place.arm.name}: {sentence}")
+    if not interrupt.seen:
+        shutil.rmtree(_cache(ab.path), ignore_errors=True)
+
+
+def _session(
+    place: _Place, launches: int, *, checks: Sequence[MachineCheck], orders: Orders, budget: Budget, lock: int
+) -> Session:
+    environment = place.probed.environment
+    measure = place.arm.scenario.measure
+    measure = measure.model_copy(update={"comm": measure.comm is True})  # auto: no arm needs ceilings to be compared
+    gpus = find_gpus().uuids[: environment.world_size] if environment.device == "cuda" else ()
+    return Session(
+        place.run,
+        measure,
+        environment,
+        launches=launches,
+        budget=budget,
+        sitting=SittingLog(place.run, measure, environment, checks=checks),
+        gpus=gpus,
+        inherited=(lock,),
+        variables=place.variables,
+        orders=orders,
+        python=place.arm.spec.python or sys.executable,
+    )
+
+
+def _look_by_look(
+    ab: AbDirectory, places: Sequence[_Place], turns: tuple[Turn, Turn], interrupt: Interrupt, progress: Progress
+) -> None:
+    """All launches of the first look, then for what it leaves open those of the second."""
+    record = ab.record
+    cells = list(places[0].arm.rows.values())
+    first = record.looks[0] if record.looks else record.launches
+    if not take_turns(*turns, cells, launches=first, interrupt=interrupt):
+        return
+    if record.looks_taken == 0:
+        record = record.model_copy(update={"looks_taken": 1, "to_second_look": _left_open(record, places)})
+        ab.write(record)
+    if not record.to_second_look:
+        return
+    count = len(record.to_second_look)
+    progress.say(f"after {first} launches {count} of {len(record.pairs)} cells are open: on to {record.looks[1]}")
+    heads = places[1].arm.rows
+    open_cells = [cell for cell in cells if heads[cell.order].cell.id in record.to_second_look]
+    for turn in turns:
+        for cell in open_cells:
+            if cell.order in turn.entries:
+                turn.session.ask(turn.entries[cell.order], record.looks[1])
+    if take_turns(*turns, open_cells, launches=record.looks[1], interrupt=interrupt):
+        ab.write(record.model_copy(update={"looks_taken": 2}))
+
+
+def _left_open(record: AbRecord, places: Sequence[_Place]) -> tuple[str, ...]:
+    if len(record.looks) < 2:
+        return ()
+    base, head = (place.results() for place in places)
+    pairs = [pair for pair in record.pairs if pair[0] in base and pair[1] in head]
+    return tuple(undecided(pairs, base, head, places[1].arm.scenario.gate))
+
+
+def _say_what(progress: Progress, ab: AbDirectory, places: Sequence[_Place]) -> None:
+    progress.say(f"{ab.path}: {len(ab.record.pairs)} cells in both arms, by turns")
+    for place in places:
+        progress.say(f"{place.arm.name}: {place.arm.spec.label} (epbench at {place.probed.place})")
+
+
+# ---------------------------------------------------------------- the end
+
+
+def _again(scenario: "Scenario", options: AbOptions, path: Path) -> str:
+    said = {"world": options.world, "device": options.device}
+    given = [f"--{name} {shlex.quote(str(value))}" for name, value in said.items() if value is not None]
+    return " ".join(["epbench ab", shlex.quote(str(scenario.path)), "--resume", shlex.quote(str(path)), *given])
+
+
+def _exit_code(path: Path, arms: Sequence[PlannedArm], interrupted: bool, again: str) -> int:
+    """130 only if Ctrl-C left something to do."""
+    ab = AbDirectory(path)
+    if interrupted and not (path.exists() and ab.record.is_complete):
+        write_aside(f"interrupted; go on with: {again}" if path.exists() else "interrupted; nothing was launched")
+        return EXIT_INTERRUPTED
+    results = [
+        RunDirectory(path / arm.name).read_result(entry.cell.id) for arm in arms for entry in arm.runnable.values()
+    ]
+    return EXIT_CELLS if any(result and not result.expected for result in results) else 0

@@ -1,0 +1,109 @@
+"""Revisions of the code under test as clean work trees of their own, apart from the person's, gone at the end.
+
+``git worktree add --detach`` under the cache directory: the person's tree, index and branches stay as they are. Git
+keeps a note of each work tree, so a process that is killed leaves one behind; the next A/B of that directory, or ``git
+worktree prune``, removes it. Submodules are not filled.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from epbench.ab_records import Checkout
+from epbench.errors import ScenarioError, StorageError
+from epbench.wording import place, shown
+
+__all__ = ["checked_out", "find_checkout", "own_tree", "uncommitted"]
+
+_TIMEOUT_S = 300
+
+
+def own_tree() -> Path:
+    """Where epbench itself is imported from."""
+    return Path(__file__).parents[2]
+
+
+def find_checkout(tree: Path, revision: str, *, where: str) -> Checkout:
+    """The commit that ``revision`` names in the git work tree at, or around, ``tree``.
+
+    Raises ScenarioError, which begins with ``where``, if there is no such tree or revision.
+    """
+    found = _git(tree, "rev-parse", "--show-toplevel")
+    if found.returncode != 0:
+        raise ScenarioError(
+            f"{where}: {place(tree)} is no git work tree; write PATH@REVISION of the package to measure"
+        )
+    top = Path(found.stdout.strip())
+    commit = _git(top, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if commit.returncode != 0:
+        raise ScenarioError(f"{where}: {place(top)} has no revision {shown(revision)} (see: git branch --all, git tag)")
+    inside = _git(tree, "rev-parse", "--show-prefix").stdout.strip()
+    return Checkout(tree=str(top), inside=inside, revision=revision, commit=commit.stdout.strip())
+
+
+def uncommitted(checkout: Checkout) -> bool:
+    """Whether the tree's files differ from its own newest commit, which is the one that was asked for."""
+    head = _git(Path(checkout.tree), "rev-parse", "--verify", "--quiet", "HEAD^{commit}").stdout.strip()
+    changed = _git(Path(checkout.tree), "status", "--porcelain", "--untracked-files=no").stdout
+    return head == checkout.commit and bool(changed.strip())
+
+
+@contextmanager
+def checked_out(wanted: Iterable[tuple[str, Sequence[Checkout]]], name: str) -> Iterator[dict[str, list[Path]]]:
+    """Directories for PYTHONPATH, by arm and in order; ``name`` is unique to the A/B and the same when it is resumed.
+
+    Raises ScenarioError if git cannot make one.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "epbench" / "worktrees" / name
+    made: list[tuple[Checkout, Path]] = []
+    places: dict[str, list[Path]] = {}
+    try:
+        for arm, checkouts in wanted:
+            for number, checkout in enumerate(checkouts):
+                path = root / f"{arm}-{number}"
+                made.append((checkout, path))
+                _add(checkout, path)
+                places.setdefault(arm, []).append(path / checkout.inside)
+        yield places
+    finally:
+        for checkout, path in made:
+            _remove(checkout, path)
+        if made:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _add(checkout: Checkout, path: Path) -> None:
+    _remove(checkout, path)  # of a process that was killed
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write '{path.parent}', where revisions are checked out: {error.strerror}") from None
+    done = _git(Path(checkout.tree), "worktree", "add", "--force", "--detach", str(path), checkout.commit)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise ScenarioError(f"git cannot check out {checkout.commit[:10]} of {place(checkout.tree)}: {shown(said[0])}")
+
+
+def _remove(checkout: Checkout, path: Path) -> None:
+    if path.exists():
+        _git(Path(checkout.tree), "worktree", "remove", "--force", "--force", str(path))
+        shutil.rmtree(path, ignore_errors=True)
+        _git(Path(checkout.tree), "worktree", "prune")
+
+
+def _git(tree: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Out of reach of Ctrl-C, which is sent to the whole group; a hook's GIT_DIR would name another repository."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(tree), "-c", "core.hooksPath=/dev/null", *words]
+    try:
+        return subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="replace", env=variables,
+            stdin=subprocess.DEVNULL, timeout=_TIMEOUT_S, start_new_session=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise ScenarioError("git is not installed here, and an arm of this A/B is a revision") from None
+    except subprocess.TimeoutExpired:
+        raise ScenarioError(f"git did not answer within {_TIMEOUT_S} s in {place(tree)}") from None

@@ -1,0 +1,124 @@
+"""Asks an arm's interpreter what it is: its epbench must read what this one writes, and write what this one reads.
+
+The environment of an arm is described by the arm itself, with its own versions, variables and sources.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from epbench.ab_records import ArmSpec
+from epbench.errors import ScenarioError, UnfitMachineError
+from epbench.records import PROTOCOL_VERSION, SCHEMA_VERSION, EnvironmentRecord
+from epbench.runner.spec import LaunchSpec
+from epbench.wording import shown
+
+__all__ = ["Probed", "probe"]
+
+_TIMEOUT_S = 120
+_PROGRAM = """
+import json, sys
+asked = json.load(sys.stdin)
+import epbench
+from epbench.records import PROTOCOL_VERSION, SCHEMA_VERSION
+told = {"protocol": PROTOCOL_VERSION, "schema": SCHEMA_VERSION, "place": list(epbench.__path__)[0]}
+if told["protocol"] == asked["protocol"] and told["schema"] == asked["schema"]:
+    from epbench.errors import EpbenchError
+    from epbench.provenance import describe_environment
+    from epbench.runner.spec import LaunchSpec
+    from epbench.stack_support import require_installed
+    try:
+        LaunchSpec.model_validate(asked["spec"])
+    except ValueError as error:
+        told["misread"] = [".".join(map(str, one["loc"])) for one in error.errors()]
+    try:
+        require_installed(asked["stacks"])
+    except EpbenchError as error:
+        told["lacks"] = str(error)
+    found = describe_environment(asked["device"], world_size=asked["world_size"], stacks=tuple(asked["stacks"]))
+    told["environment"] = found.model_dump(mode="json")
+print("epbench:", json.dumps(told))
+"""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What an arm is."""
+
+    environment: EnvironmentRecord
+    place: str  # where its epbench is imported from
+
+
+def probe(
+    arm: ArmSpec,
+    variables: Mapping[str, str],
+    *,
+    spec: LaunchSpec,
+    world_size: int,
+    stacks: Sequence[str],
+    where: str,
+) -> Probed:
+    """Runs the arm's interpreter; ``spec`` is an order such as its ranks will get.
+
+    Raises ScenarioError if it has no epbench, or one that this epbench cannot work with, and UnfitMachineError if it
+    lacks what the cells need.
+    """
+    asked: dict[str, Any] = {
+        "protocol": PROTOCOL_VERSION,
+        "schema": SCHEMA_VERSION,
+        "spec": spec.model_dump(mode="json"),
+        "device": spec.device,
+        "world_size": world_size,
+        "stacks": list(stacks),
+    }
+    told = _answer(arm.python or sys.executable, variables, asked, where=where)
+    _check_versions(told, where)
+    if misread := told.get("misread"):
+        keys = ", ".join(misread[:3])
+        raise ScenarioError(f"{where}: its epbench ({told['place']}) does not know {keys} of this epbench's orders")
+    if lacks := told.get("lacks"):
+        raise UnfitMachineError(f"{where}: {lacks}")
+    try:
+        environment = EnvironmentRecord.model_validate(told["environment"])
+    except ValidationError:
+        raise ScenarioError(f"{where}: its epbench ({told['place']}) describes its environment otherwise") from None
+    if spec.device == "cuda" and environment.cuda is None:
+        raise UnfitMachineError(f"{where}: its torch {environment.torch} is built without CUDA")
+    return Probed(environment, told["place"])
+
+
+def _check_versions(told: Mapping[str, Any], where: str) -> None:
+    for name, ours in (("protocol", PROTOCOL_VERSION), ("schema", SCHEMA_VERSION)):
+        if told[name] != ours:
+            raise ScenarioError(
+                f"{where}: its epbench ({told['place']}) is of {name} {told[name]}, this one of {ours}: "
+                "numbers of two ways of measuring are never compared"
+            )
+
+
+def _answer(python: str, variables: Mapping[str, str], asked: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [python, "-c", _PROGRAM], check=False, capture_output=True, text=True, errors="replace",
+            env=dict(variables), input=json.dumps(asked), timeout=_TIMEOUT_S, start_new_session=True,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ScenarioError(f"{where}: cannot run '{python}': {shown(str(error), limit=100)}") from None
+    lines = [line.removeprefix("epbench: ") for line in done.stdout.splitlines() if line.startswith("epbench: ")]
+    try:
+        told: dict[str, Any] = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        raise ScenarioError(f"{where}: {_why_not(python, done.stderr)}") from None
+    return told
+
+
+def _why_not(python: str, stderr: str) -> str:
+    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "it said nothing")
+    if last.startswith("ModuleNotFoundError: No module named 'epbench"):
+        return f"'{python}' has no epbench that can be an arm: install this one there (pip install)"
+    return f"'{python}' cannot be an arm: {shown(last, limit=100)}"
