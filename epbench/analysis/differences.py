@@ -13,7 +13,6 @@ simulation asks what the gate asks, thousands of times at once.
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ POWER = 0.95
 # the limit but for rounding must not become certain.
 _SMALLEST_ERROR = 1e-12
 _LARGEST_LOG = 700.0
+_WILD = 300.0  # critical value of a t test whose level is too small for its degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,10 @@ def growth_found(error: float, degrees: float, *, limit: float, alpha: float) ->
 def _noncentrality(degrees: float, alpha: float) -> float:
     """The shift, in standard errors, at which the t test finds what is there in POWER of the nights."""
     from scipy.optimize import brentq
-    from scipy.special import nctdtr, stdtrit
+    from scipy.special import chdtri, nctdtr, stdtrit
 
     critical = float(stdtrit(degrees, 1 - alpha))
-    largest = 3 * critical + 10  # well above the answer for any degrees from 1 up, and where nctdtr still has values
-    found: Any = brentq(lambda shift: nctdtr(degrees, shift, critical) - (1 - POWER), 0.0, largest)
-    return float(found)
+    if critical > _WILD:  # the estimated scatter is all that matters then, and nctdtr has no values
+        return critical * math.sqrt(float(chdtri(degrees, 1 - POWER)) / degrees)
+    largest = 3 * critical + 10  # well above the answer, from two degrees of freedom up
+    return float(brentq(lambda shift: nctdtr(degrees, shift, critical) - (1 - POWER), 0.0, largest))
