@@ -56,7 +56,7 @@ class Welcome:
     stacks: tuple[str, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """Another node, as the head sees it; ``lost`` says how it went."""
 
