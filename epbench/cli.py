@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from epbench.cli_baseline import app as baseline
+from epbench.cli_gate import gate
 from epbench.cli_history import app as history
 from epbench.cli_nodes import JoinTimeout, TokenFile, node
 from epbench.cli_options import parse_duration
@@ -310,6 +311,7 @@ def doctor(
     raise typer.Exit(exit_code(checks, strict=strict))
 
 
+app.command()(gate)
 app.command()(node)
 app.add_typer(baseline, name="baseline")
 app.add_typer(history, name="history")

@@ -1,0 +1,240 @@
+"""What all outputs of the gate share: names and numbers of a change, what is worst, the one sentence and exit code.
+
+Everything that is shown of a verdict passes through here, for its names come from files: they are cleaned and cut.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+
+from epbench.analysis.statistics import Interval
+from epbench.errors import ScenarioError
+from epbench.gate_records import CellVerdict, MetricChange, Verdict, Word
+from epbench.report.changes import difference_text
+from epbench.report.text import UNKNOWN, clean, gib, ms, number, percent
+from epbench.wording import shown, suggestion
+
+__all__ = [
+    "ATTENTION",
+    "CHANGES",
+    "FAIL_ON",
+    "UNJUDGED",
+    "changed_text",
+    "count_text",
+    "deciding",
+    "exit_code_of",
+    "heading_of",
+    "is_quiet",
+    "launches_text",
+    "limit_text",
+    "metric_text",
+    "p_text",
+    "parse_fail_on",
+    "reason",
+    "summary_of",
+    "title_of",
+    "unit_of",
+    "value_text",
+    "worst_first",
+]
+
+FAIL_ON = ("regression", "inconclusive", "improvement", "new", "missing")
+ATTENTION: tuple[Word, ...] = ("broken", "regression")  # from the worst
+UNJUDGED: tuple[Word, ...] = ("failing", "inconclusive", "missing", "new")
+CHANGES: tuple[Word, ...] = ("improvement", "fixed")
+_ORDER: tuple[Word, ...] = (*ATTENTION, *UNJUDGED, *CHANGES, "no change")
+_NAMED = 3  # cells of a kind that the sentence names
+_NAMES = {
+    "device_work_s": "device work",
+    "step_s": "step",
+    "exposed_s": "exposed communication",
+    "compile_s": "compile time",
+    "peak_allocated_bytes": "peak memory",
+    "collective_count": "collectives a step",
+    "collective_bytes": "collective bytes a step",
+    "kernel_count": "kernels a step",
+    "graph_breaks": "graph breaks",
+    "recompiles": "recompiles",
+}
+_OUTCOMES = {0: "passed", 3: "failed", 4: "not decided", 5: "cells are not as expected"}
+_PLURALS = {"regression": "regressions", "improvement": "improvements"}
+
+
+# ---------------------------------------------------------------- one change
+
+
+def metric_text(metric: str) -> str:
+    """``device work``; a collective's transfer by its op, purpose, phase and axis."""
+    kind, _, what = metric.partition(":")
+    return f"transfer of {clean(what, 80)}" if kind == "transfer_s" else _NAMES.get(metric, clean(metric, 80))
+
+
+def unit_of(metric: str) -> str:
+    """The unit that texts of a metric are in; empty for a count."""
+    if metric.partition(":")[0].endswith("_s"):
+        return "ms"
+    return "GiB" if metric.endswith("_bytes") else ""
+
+
+def title_of(metric: str) -> str:
+    """Name and unit: ``device work, ms``."""
+    unit = unit_of(metric)
+    return f"{metric_text(metric)}, {unit}" if unit else metric_text(metric)
+
+
+def value_text(metric: str, value: float | None, half: float | None = None) -> str:
+    """A value in its metric's unit without the unit: ``412.3 \N{PLUS-MINUS SIGN} 1.2 %``."""
+    if value is None:
+        return UNKNOWN
+    text = {"ms": ms, "GiB": gib}.get(unit_of(metric), _plain)(value)
+    return text if half is None else f"{text} \N{PLUS-MINUS SIGN} {percent(half)}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else number(value, 4)
+
+
+def changed_text(change: MetricChange) -> str:
+    """``+3.4 % [2.8, 4.0]``, with ``~`` in front if that can be none; of counters from 0: ``0 -> 1``."""
+    if change.ratio is not None and math.isfinite(change.ratio):
+        if change.kind == "counter" and change.ratio == 1:
+            return "same"
+        return difference_text(Interval(change.ratio, change.ratio_low, change.ratio_high))
+    if change.base is None and change.head is None:
+        return UNKNOWN
+    return f"{value_text(change.metric, change.base)} \N{RIGHTWARDS ARROW} {value_text(change.metric, change.head)}"
+
+
+def limit_text(change: MetricChange) -> str:
+    """The allowed growth: ``2 %``."""
+    return UNKNOWN if change.limit is None else f"{change.limit * 100:.3g} %"
+
+
+def p_text(p: float | None) -> str:
+    """``0.003``; what is smaller than 0.001 says that."""
+    if p is None:
+        return UNKNOWN
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def launches_text(change: MetricChange) -> str:
+    """``5+5``; a base of several nights has their number in front: ``8 nights+5``."""
+    many = change.base_nights > 1
+    return f"{change.base_nights} nights+{change.head_launches}" if many else _arms(change)
+
+
+def _arms(change: MetricChange) -> str:
+    return f"{change.base_launches}+{change.head_launches}"
+
+
+# ---------------------------------------------------------------- one cell
+
+
+def is_quiet(cell: CellVerdict) -> bool:
+    """Whether there is nothing to say of a cell but that it did not change."""
+    return cell.word == "no change" and cell.acknowledged is None
+
+
+def deciding(cell: CellVerdict) -> MetricChange | None:
+    """The gated metric behind the cell's word, that with the largest change; None where it ended otherwise."""
+    found = [change for change in cell.metrics if change.gated and change.word == cell.word]
+    return max(found, key=_size, default=None)
+
+
+def _size(change: MetricChange) -> float:
+    known = change.ratio is not None and 0 < change.ratio < math.inf
+    return abs(math.log(change.ratio)) if known and change.ratio is not None else math.inf
+
+
+def reason(cell: CellVerdict) -> str:
+    """Why a cell has its word: its own sentence, or that of the metric behind it."""
+    change = deciding(cell)
+    why = cell.why or (change.why if change else "")
+    if change is not None and cell.word in ("regression", "improvement"):
+        said = f"{metric_text(change.metric)} {changed_text(change)}"
+        limit = f" (limit {limit_text(change)})" if change.limit is not None else ""
+        return said + limit
+    return clean(why, 600)
+
+
+def worst_first(cells: Iterable[CellVerdict]) -> list[CellVerdict]:
+    """By word, then by the size of the change; in the plan's order where nothing tells them apart."""
+    return sorted(cells, key=lambda cell: (_ORDER.index(cell.word), -_cell_size(cell)))
+
+
+def _cell_size(cell: CellVerdict) -> float:
+    change = deciding(cell)
+    return 0.0 if change is None else _size(change)
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def summary_of(cells: Sequence[CellVerdict]) -> str:
+    """One sentence: what is worst is named, the rest counted."""
+    open_cells = [cell for cell in cells if cell.acknowledged is None]
+    parts = [_kind(word, [cell for cell in open_cells if cell.word == word]) for word in _ORDER]
+    known = len(cells) - len(open_cells)
+    parts.append(f"{_cells(known)} with a known regression" if known else "")
+    return "; ".join(part for part in parts if part) or "no cell to judge"
+
+
+def _kind(word: Word, cells: Sequence[CellVerdict]) -> str:
+    if not cells:
+        return ""
+    if word == "no change":
+        return f"{_cells(len(cells))} without change"
+    head = f"{len(cells)} {_PLURALS.get(word, word) if len(cells) > 1 else word}"
+    if word in ("regression", "improvement", "broken"):
+        return f"{head}: {_listed(worst_first(cells))}"
+    return head
+
+
+def _listed(cells: Sequence[CellVerdict]) -> str:
+    texts = [f"{clean(cell.name, 100)} {clean(reason(cell), 200)}".strip() for cell in cells[:_NAMED]]
+    more = len(cells) - _NAMED
+    return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
+
+
+def count_text(count: int, word: str) -> str:
+    """``and 37 more cells without change, in verdict.json``: what did not fit is said."""
+    return f"and {count} more {word}, in verdict.json"
+
+
+def parse_fail_on(text: str) -> frozenset[str]:
+    """The words of ``--fail-on``; empty for ``none``. Raises ScenarioError for a word that is not known."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in (*FAIL_ON, "none"):
+            raise ScenarioError(f"--fail-on does not know {shown(word)}{suggestion(word, (*FAIL_ON, 'none'))}")
+    if "none" in words and len(words) > 1:
+        raise ScenarioError("--fail-on none goes with no other word")
+    return frozenset(words) - {"none"}
+
+
+def exit_code_of(cells: Sequence[CellVerdict], fail_on: Collection[str], *, unexpected: Collection[str] = ()) -> int:
+    """3 regression (or improvement, if asked for), 5 a cell not as expected, 4 undecided, 0; in this order.
+
+    ``unexpected`` are ids of head's cells that did not end as the scenario expects. What a person has acknowledged
+    fails nothing. A comparison in which no cell could be judged is undecided, but for cells that are all new.
+    """
+    if not fail_on:
+        return 0
+    open_cells = [cell for cell in cells if cell.acknowledged is None]
+    words = {cell.word for cell in open_cells}
+    failing = {"regression": {"regression", "broken"}, "improvement": {"improvement", "fixed"}}
+    if any(words & found for word, found in failing.items() if word in fail_on):
+        return 3
+    if any(cell.cell in unexpected for cell in open_cells):
+        return 5
+    if open_cells and not words - {"failing", "missing"}:
+        words |= {"inconclusive"}
+    return 4 if words & {"inconclusive", "new", "missing"} & set(fail_on) else 0
+
+
+def heading_of(verdict: Verdict) -> str:
+    """What came out, for a title."""
+    return _OUTCOMES.get(verdict.exit_code, "failed")
