@@ -8,11 +8,10 @@
 - ``heavier_5``: 5 % more bytes are held than the step's parameters, gradients, optimizer state and, on CUDA, peak need.
 - ``chattier``: one small all-to-all more a step, over all ranks.
 
-The stack that is wrapped is ``qwen3_moe``, or what the variable ``EPBENCH_INJECT_INTO`` names. Verification is that of
-the wrapped stack: what is injected changes no number of the training.
+The stack that is wrapped is ``qwen3_moe``, or of ``slower_3_of_NAME`` the one of ``tests/runner/fake_stacks.py``. What
+is injected changes no number of the training, so it is verified like the wrapped stack.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,7 +25,6 @@ from epbench.cells import Cell
 from epbench.parallel.communication import Axis, all_to_all_even
 from epbench.stacks.protocol import Batch, ResidentTensors, StepDescription, World, load_stack
 
-INTO = "EPBENCH_INJECT_INTO"
 _LEFT_OUT, _TIMED = 2, 4  # of the first runs
 _SPINS = 20_000_000  # of the GPU's clock: some 10 ms
 
@@ -34,8 +32,10 @@ _SPINS = 20_000_000  # of the GPU's clock: some 10 ms
 class InjectedStep:
     """A step with something before its end."""
 
-    def __init__(self, cell: Cell, world: World, *, percent: float, bytes_percent: float, calls: int) -> None:
-        self.inner: Any = load_stack(os.environ.get(INTO, "qwen3_moe"))(cell, world)
+    def __init__(
+        self, cell: Cell, world: World, *, inner: str, percent: float, bytes_percent: float, calls: int
+    ) -> None:
+        self.inner: Any = load_stack(inner)(cell, world)
         self.obeys_expert_ids = getattr(self.inner, "obeys_expert_ids", False)
         self.world, self.share, self.bytes_share, self.calls = world, percent / 100, bytes_percent / 100, calls
         self.runs, self.step_s, self.ballast = 0, float("inf"), torch.empty(0, dtype=torch.uint8)
@@ -125,8 +125,10 @@ def _clock_hz(device: torch.device) -> float:
 
 
 def __getattr__(name: str) -> Callable[[Cell, World], InjectedStep]:
-    sizes: dict[str, float] = {"percent": 0.0, "bytes_percent": 0.0, "calls": 0}
-    for part in name.split("_and_"):
+    sizes: dict[str, Any] = {"percent": 0.0, "bytes_percent": 0.0, "calls": 0}
+    what, _, fake = name.partition("_of_")
+    sizes["inner"] = f"tests.runner.fake_stacks:{fake}" if fake else "qwen3_moe"
+    for part in what.split("_and_"):
         what, _, size = part.partition("_")
         if what == "slower":
             sizes["percent"] = float(size)
@@ -136,4 +138,4 @@ def __getattr__(name: str) -> Callable[[Cell, World], InjectedStep]:
             sizes["calls"] += 1
         else:
             raise AttributeError(f"nothing named {name} can be injected")
-    return partial(InjectedStep, **sizes)  # type: ignore[arg-type]
+    return partial(InjectedStep, **sizes)
