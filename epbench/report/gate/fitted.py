@@ -23,7 +23,7 @@ class Part:
     def text(self, count: int) -> str:
         """The part with its first ``count`` rows."""
         left = len(self.rows) - count
-        title = f"{escaped(self.title)} ({len(self.rows)})"
+        title = escaped(self.title)
         opening = f"<details><summary>{title}</summary>" if self.is_folded else f"### {title}"
         shown = "\n".join([self.head, *self.rows[:count]] if self.head else self.rows[:count])
         rest = escaped(count_text(left, self.what)) if left else ""
@@ -31,15 +31,15 @@ class Part:
         return "\n\n".join(part for part in parts if part)
 
 
-def table_part(title: str, table: Table, what: str, *, is_folded: bool = False) -> Part:
+def table_part(title: str, table: Table, what: str) -> Part:
     """A part whose rows are those of a table."""
     titles, rule, *rows = markdown_table(table).split("\n")
-    return Part(title, tuple(rows), what, head=f"{titles}\n{rule}", is_folded=is_folded)
+    return Part(title, tuple(rows), what, head=f"{titles}\n{rule}")
 
 
-def lines_part(title: str, lines: Sequence[str], what: str, *, is_folded: bool = False) -> Part:
+def lines_part(title: str, lines: Sequence[str], what: str) -> Part:
     """A part that is a list."""
-    return Part(title, tuple(f"- {escaped(line)}" for line in lines), what, is_folded=is_folded)
+    return Part(title, tuple(f"- {escaped(line)}" for line in lines), what)
 
 
 def fitted(opening: str, parts: Sequence[Part], *, limit: int) -> str:

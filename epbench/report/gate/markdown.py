@@ -1,5 +1,8 @@
 """A verdict as markdown: the parts that the summary of a CI job and the comment on a pull request share."""
 
+from collections.abc import Sized
+from dataclasses import replace
+
 from epbench.gate_records import CellVerdict, Verdict
 from epbench.report.gate.fitted import Part, lines_part, table_part
 from epbench.report.gate.tables import changes_table, differences_table, further_table, quiet_table
@@ -27,19 +30,26 @@ def parts_of(verdict: Verdict, *, is_folded: bool) -> list[Part]:
     cells = [cell for cell in worst_first(verdict.cells) if cell.acknowledged is None]
     bad = [cell for cell in cells if cell.word in ATTENTION]
     better = [cell for cell in cells if cell.word in CHANGES]
-    folded = {"is_folded": is_folded}
-    return [
-        table_part("Regressions", changes_table(bad), "lines of regressions"),
-        table_part("What else changed in them, not gated", further_table(bad), "changes", **folded),
-        lines_part("Not judged", list(unjudged_lines(verdict)), "lines on what was not judged", **folded),
-        table_part("Improvements", changes_table(better), "lines of improvements", **folded),
-        lines_part("Known regressions", list(known_lines(verdict)), "known regressions", **folded),
-        lines_part("Warnings", [clean(text, 600) for text in verdict.warnings], "warnings", **folded),
-        table_part("What else differs", differences_table(verdict), "differences", **folded),
-        _quiet(verdict, cells, is_folded=is_folded),
+    unjudged, known = list(unjudged_lines(verdict)), list(known_lines(verdict))
+    warnings = [clean(text, 600) for text in verdict.warnings]
+    further, differences = further_table(bad), differences_table(verdict)
+    parts = [
+        table_part(_counted("What else changed in them, not gated", further.rows), further, "changes"),
+        lines_part(_counted("Not judged", unjudged), unjudged, "lines on what was not judged"),
+        table_part(_counted("Improvements", better), changes_table(better), "lines of improvements"),
+        lines_part(_counted("Known regressions, which fail nothing", known), known, "known regressions"),
+        lines_part(_counted("Warnings", warnings), warnings, "warnings"),
+        table_part(_counted("What else differs", differences.rows), differences, "differences"),
+        _quiet(verdict, cells),
     ]
+    first = table_part(_counted("Regressions", bad), changes_table(bad), "lines of regressions")
+    return [first, *(replace(part, is_folded=is_folded) for part in parts)]
 
 
-def _quiet(verdict: Verdict, cells: list[CellVerdict], *, is_folded: bool) -> Part:
+def _counted(title: str, found: Sized) -> str:
+    return f"{title} ({len(found)})"
+
+
+def _quiet(verdict: Verdict, cells: list[CellVerdict]) -> Part:
     quiet = [cell for cell in cells if cell.word == "no change"]
-    return table_part("Without change", quiet_table(verdict, quiet), "cells without change", is_folded=is_folded)
+    return table_part(_counted("Without change", quiet), quiet_table(verdict, quiet), "cells without change")

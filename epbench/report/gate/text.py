@@ -1,6 +1,7 @@
 """A verdict in a terminal, like benchstat: the sentence, a table a gated timing, counters, then what was not judged."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from epbench.gate_records import ArmRecord, CellVerdict, Verdict
 from epbench.report.gate.tables import (
@@ -22,7 +23,7 @@ __all__ = ["arm_text", "how_judged", "known_lines", "render_verdict", "unjudged_
 def render_verdict(verdict: Verdict) -> str:
     """The whole verdict as plain text, tables at most 120 columns wide."""
     parts = [
-        f"{_sentence(verdict.summary)}",
+        _sentence(verdict.summary),
         f"base: {arm_text(verdict.base)}\nhead: {arm_text(verdict.head)}",
         "\n".join(f"warning: {clean(text, 600)}" for text in verdict.warnings),
         *(_timing(verdict, metric) for metric in gated_timings(verdict)),
@@ -46,7 +47,15 @@ def arm_text(arm: ArmRecord) -> str:
     """What a person calls it, and when it was measured."""
     nights = f", {arm.nights} runs" if arm.nights > 1 else ""
     since = ", the last started" if arm.nights > 1 else ", started"
-    return clean(arm.label, 120) + nights + (f"{since} {clean(arm.started, 40)}" if arm.started else "")
+    return clean(arm.label, 120) + nights + (f"{since} {_moment(arm.started)}" if arm.started else "")
+
+
+def _moment(text: str) -> str:
+    """``2026-11-23 02:30 UTC``; what is no time as it stands."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError):
+        return clean(text, 40)
 
 
 def _timing(verdict: Verdict, metric: str) -> str:
