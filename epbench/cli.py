@@ -18,9 +18,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from epbench.cli_baseline import app as baseline
+from epbench.cli_baseline import app as baseline_app
 from epbench.cli_gate import gate
-from epbench.cli_history import app as history
+from epbench.cli_history import app as history_app
 from epbench.cli_nodes import JoinTimeout, TokenFile, node
 from epbench.cli_options import parse_duration
 from epbench.errors import EpbenchError, ScenarioError, StorageError
@@ -260,12 +260,15 @@ def report(
         bool, typer.Option("--md", help="instead: print it as markdown, for a pull request")
     ] = False,
     is_opened: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
+    history: Annotated[
+        Path | None, typer.Option("--history", metavar="DIR", help="also draw its cells over the nights kept there")
+    ] = None,
 ) -> None:
     """Write a run's report: one offline HTML file. Of several runs one each, or one that compares them."""
     from epbench.report.command import ReportOptions, markdown_of, write_pages
     from epbench.store import open_run
 
-    options = ReportOptions(is_compared, is_markdown, is_opened, output, csv)
+    options = ReportOptions(is_compared, is_markdown, is_opened, output, csv, history)
     options.check(len(runs))
     paths = [open_run(run).path for run in runs]
     pages = [] if is_markdown else write_pages(paths, options)
@@ -313,8 +316,8 @@ def doctor(
 
 app.command()(gate)
 app.command()(node)
-app.add_typer(baseline, name="baseline")
-app.add_typer(history, name="history")
+app.add_typer(baseline_app, name="baseline")
+app.add_typer(history_app, name="history")
 
 
 def _open_in_browser(pages: list[Path]) -> None:

@@ -309,7 +309,7 @@ FILE = "scenarios/made-up.baseline.json"
 def test_accept_grows_the_baseline_beside_the_scenario(nights: list[str]) -> None:
     first = epbench("baseline", "accept", nights[0])
     assert (first.exit_code, first.stdout.splitlines()[-1]) == (0, FILE), first.output
-    assert first.stdout.startswith(f"{FILE} (a new file): 1 new key\n")
+    assert first.stdout.startswith(f"{FILE} (a new file): new key: 1\n")
     assert first.stderr == f"next: git add {FILE}\n"
     for run in nights[1:5]:
         assert epbench("baseline", "accept", run).exit_code == 0

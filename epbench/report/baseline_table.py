@@ -29,7 +29,7 @@ _MAIN = ("device_work_s", "step_s")
 def render_proposal(change: Change) -> str:
     """A row for each cell of the run."""
     counts = [(word, sum(one.action == action for one in change.proposal.cells)) for action, word in _WORDS.items()]
-    said = ", ".join(f"{count} {word}" for word, count in counts if count)
+    said = ", ".join(f"{word}: {count}" for word, count in counts if count)
     head = f"{clean(str(change.path), 200)}{' (a new file)' if change.is_new else ''}: {said}"
     titles = ("cell", "what", "runs", "baseline", "this run", "difference", "why")
     rows = [_row(one) for one in change.proposal.cells]

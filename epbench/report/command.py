@@ -11,6 +11,8 @@ from epbench.report.data import read_run
 from epbench.report.markdown import markdown_report
 from epbench.report.runs import ComparedRuns, compared_runs
 from epbench.report.sections.change import change_section
+from epbench.report.sections.history import history_section
+from epbench.report.sections.model import Section
 
 __all__ = ["ReportOptions", "compare_paths", "markdown_of", "write_pages"]
 
@@ -24,6 +26,7 @@ class ReportOptions:
     is_opened: bool = False
     output: Path | None = None
     csv: Path | None = None
+    history: Path | None = None  # a store of nights to draw on the page
 
     def check(self, count: int) -> None:
         """Raises ScenarioError for options that contradict each other or the number of runs."""
@@ -31,6 +34,8 @@ class ReportOptions:
             raise ScenarioError("--compare needs two runs or more: epbench report OLD NEW --compare")
         if self.is_markdown and (self.output is not None or self.is_opened):
             raise ScenarioError("--md prints and writes no page, so it goes with neither --output nor --open")
+        if self.is_markdown and self.history is not None:
+            raise ScenarioError("--history draws charts, which --md has none of: epbench history show prints its table")
         if count > 1 and not self.is_compared and (self.output is not None or self.csv is not None):
             raise ScenarioError("--output and --csv name one file: give one run, or several with --compare")
         if self.output is not None and self.csv is not None and _is_same_file(self.output, self.csv):
@@ -54,10 +59,14 @@ def write_pages(paths: Sequence[Path], options: ReportOptions) -> list[Path]:
     Raises RunError if a run cannot be read or the runs cannot be compared, StorageError if a file cannot be written.
     """
     shown = paths[-1:] if options.is_compared else paths
-    leading = (change_section(compare_paths(paths)),) if options.is_compared else ()
-    pages = [write_report(path, output=options.output, leading=leading) for path in shown]
+    compared = (change_section(compare_paths(paths)),) if options.is_compared else ()
+    pages = [write_report(path, output=options.output, leading=(*compared, *_nights(path, options))) for path in shown]
     _write_csv(shown, options)
     return pages
+
+
+def _nights(path: Path, options: ReportOptions) -> tuple[Section, ...]:
+    return () if options.history is None else (history_section(read_run(path), options.history),)
 
 
 def markdown_of(paths: Sequence[Path], options: ReportOptions) -> str:

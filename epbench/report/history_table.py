@@ -12,9 +12,26 @@ from epbench.report.tables import Table, Value
 from epbench.report.terminal import drawn
 from epbench.report.text import UNKNOWN, clean, gib, interval, ms, number
 
-__all__ = ["ALARM_WORDS", "amount", "change_text", "history_json", "render_history", "since_text", "trends_of", "unit"]
+__all__ = [
+    "ALARM_WORDS",
+    "amount",
+    "change_text",
+    "history_json",
+    "render_history",
+    "since_text",
+    "titled",
+    "trends_of",
+    "unit",
+]
 
 _PREFERRED = ("device_work_s", "step_s", "seconds")  # the first that a series has
+_NAMES = {
+    "device_work_s": "device work",
+    "step_s": "step",
+    "exposed_s": "exposed communication",
+    "compile_s": "compiling",
+    "peak_allocated_bytes": "peak allocated",
+}
 _NIGHTS = 30  # rows of the table of one series
 ALARM_WORDS = {
     "slower": "ALARM: more",
@@ -137,13 +154,14 @@ def nights_table(trend: Trend, *, count: int) -> Table:
                 Value("; ".join([*said, *since[at]])),
             )
         )
-    titles = ("started", "run", "outcome", _title(trend.metric), "launches", "what changed")
+    titles = ("started", "run", "outcome", titled(trend.metric), "launches", "what changed")
     return Table(titles, tuple(rows), (False, False, False, True, True, False))
 
 
-def _title(metric: str) -> str:
-    kind = unit(metric)
-    return f"{metric}, {kind}" if kind else metric
+def titled(metric: str) -> str:
+    """``device work, ms``."""
+    name, kind = _NAMES.get(metric, metric), unit(metric)
+    return f"{name}, {kind}" if kind else name
 
 
 def _bounds(metric: str, found: object) -> str:

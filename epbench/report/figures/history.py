@@ -26,7 +26,7 @@ __all__ = ["trend_figure"]
 
 _LEAST_PX, _NIGHT_PX = 420, 9
 _MOST_TICKS = 10
-_LOOKS = (("slower", "alarm: more", ORANGE, "triangle-up"), ("faster", "alarm: less", GREEN, "triangle-down"))
+_LOOKS = (("slower", "alarm: more", ORANGE, "triangle-up-open"), ("faster", "alarm: less", GREEN, "triangle-down-open"))
 
 
 def trend_figure(trend: Trend, *, marks: Sequence[str], scale: float, axis: str) -> Figure:
@@ -90,7 +90,7 @@ def _alarms(figure: Draft, trend: Trend, scale: float) -> None:
         places = [at for at, found in trend.alarms.items() if found == word]
         if places:
             values = [rounded(scale * (trend.values[at] or 0.0), 6) for at in places]
-            marker = {"color": color, "symbol": symbol, "size": 13, "line": {"width": 2, "color": color}}
+            marker = {"color": color, "symbol": symbol, "size": 15, "line": {"width": 2, "color": color}}
             figure.add_scatter(x=places, y=values, mode="markers", name=name, marker=marker, hoverinfo="skip")
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from epbench.analysis.rolling import LIMIT, WINDOW, K
 from epbench.cell_content import content_key
 from epbench.history.adding import run_nights
-from epbench.history.lines import HistoryFile, history_path, read_history
+from epbench.history.lines import HistoryFile, history_files, history_path, read_history
 from epbench.history.series import RECENT, Series, Trend, changes_since, series_of, trend_of
 from epbench.report.comparison import Naming
 from epbench.report.data import RunData
 from epbench.report.figures.history import trend_figure
-from epbench.report.history_table import change_text, nights_table, unit
+from epbench.report.history_table import change_text, nights_table, titled, unit
 from epbench.report.sections.model import Chart, Section, Variant
 from epbench.report.text import clean
 
@@ -55,6 +55,7 @@ def history_section(run: RunData, store: Path) -> Section:
 def _series(run: RunData, store: Path) -> Named:
     """The run's cells by their names on the page, with their nights."""
     view = run.view
+    history_files(store)  # a directory that is not there is a mistake, a scenario without nights is none
     path = history_path(store, view.run.name)
     found = read_history(path) if path.exists() else HistoryFile(view.run.name)
     name = run.path.name if run.path is not None else view.run.name
@@ -89,9 +90,8 @@ def _chart(metric: str, trends: Trends) -> Chart:
 
 def _variant(name: str, trend: Trend) -> Variant:
     kind = unit(trend.metric)
-    axis = f"{trend.metric}, {kind}" if kind else trend.metric
     marks = [_mark(found) for found in changes_since(trend.series)]
-    figure = trend_figure(trend, marks=marks, scale=_SCALES[kind], axis=axis)
+    figure = trend_figure(trend, marks=marks, scale=_SCALES[kind], axis=titled(trend.metric))
     return Variant(name, figure, nights_table(trend, count=RECENT))
 
 
@@ -111,8 +111,10 @@ def _lead(found: Mapping[str, Trends]) -> str:
         if trend.tonight is not None and trend.tonight.word in ("slower", "faster")
     ]
     changes = [
-        f"{name}: {change_text(trend, len(trend.changes) - 1)}" for name, trend in trends.items() if trend.changes
+        f"{name} {change_text(trend, len(trend.changes) - 1)}" for name, trend in trends.items() if trend.changes
     ]
-    told = ("two nights running, " + "; ".join(alarms)) if alarms else "no alarm" if trends else ""
-    parts = [told, *changes[:5]] + ([f"and {len(changes) - 5} more cells changed"] if len(changes) > 5 else [])
-    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
+    parts = [f"Two nights running, {'; '.join(alarms)}"] if alarms else ["No alarm"] if trends else []
+    if changes:
+        more = f"; and {len(changes) - 5} more cells" if len(changes) > 5 else ""
+        parts.append(f"The last change of level: {'; '.join(changes[:5])}{more}")
+    return " ".join(f"{part}." for part in parts)
