@@ -104,7 +104,10 @@ def test_nothing_said_is_as_is(given: list[str]) -> None:
         ("{nowhere}@v1", "is no git work tree"),
     ],
 )
-def test_what_is_no_arm_is_one_sentence(given: str, said: str, repository: Path, tmp_path: Path) -> None:
+def test_what_is_no_arm_is_one_sentence(
+    given: str, said: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("epbench.runner.arms.own_tree", lambda: repository)
     filled = given.replace("{repository}", str(repository)).replace("{nowhere}", str(tmp_path))
     with pytest.raises(ScenarioError) as caught:
         parse_arm([filled], where="--head")

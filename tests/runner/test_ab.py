@@ -1,0 +1,253 @@
+"""Both arms launched for real: records and order, two looks, Ctrl-C and going on, other interpreters, revisions.
+
+One run of eight launches serves most cases; one case starts fork servers of its own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from epbench.ab_records import AbDirectory, ArmSpec, open_ab
+from epbench.analysis.arms import arm_of
+from epbench.analysis.gate import Pair, judge
+from epbench.cells import Cell
+from epbench.errors import RunError, ScenarioError
+from epbench.gate_records import CellVerdict, GateSpec
+from epbench.layout import Layout
+from epbench.provenance import describe_environment
+from epbench.runner.ab import AbOptions, AbOutcome, run_ab
+from epbench.runner.probe import Probed, probe
+from epbench.runner.server import ForkServer
+from epbench.runner.spec import LaunchSpec
+from epbench.scenario import load_scenario
+from tests.runner.conftest import MEASURE, ROOT, lend, steady
+from tests.runner.runs import gone, write_scenario
+from tests.runner.test_interrupts import signalling
+
+INJECTED = "train.stack=tests.runner.injected:slower_900_and_chattier_of_verifiable"
+
+
+def ab_scenario(directory: Path, stack: str = "tests.runner.fake_stacks:verifiable", gate: str = "") -> Path:
+    """One cell that runs, one that is illegal; warm-up long enough for what is injected to be there."""
+    path = write_scenario(directory, ["verifiable"], launches=1)
+    text = path.read_text().replace("tests.runner.fake_stacks:verifiable", stack)
+    path.write_text(f"{text}\n[gate]\nprimary = 'step_s'\n{gate}\n")
+    return path
+
+
+def ab(scenario: Path, **options: object) -> AbOutcome:
+    return run_ab(load_scenario(scenario), AbOptions(reports_dir=scenario.parent / "reports", **options))  # type: ignore[arg-type]
+
+
+def probed_here(*_: object, spec: LaunchSpec, world_size: int, **__: object) -> Probed:
+    """The environment of this process: the sources of a shared checkout may change between two probes."""
+    return Probed(describe_environment(spec.device, world_size=world_size), "here")
+
+
+@pytest.fixture(scope="module")
+def two_looks(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> AbDirectory:
+    """Head is ten times as slow and makes a call more; the first look is made to leave the cell open."""
+    with pytest.MonkeyPatch.context() as patch:
+        steady(patch)
+        lend(patch, server)
+        patch.setattr("epbench.runner.ab.probe", probed_here)
+        patch.setattr("epbench.runner.ab.undecided", lambda pairs, *_: [head for _, head in pairs])
+        scenario = ab_scenario(tmp_path_factory.mktemp("ab"), gate="looks = [3, 4]")
+        outcome = ab(scenario, head=[INJECTED])
+    assert outcome.exit_code == 0
+    return open_ab(outcome.path)
+
+
+def test_each_arm_is_a_whole_run(two_looks: AbDirectory) -> None:
+    record = two_looks.record
+    assert (record.base.label, record.head.label) == ("as is", INJECTED)
+    ((base_id, head_id),) = record.pairs
+    for run, cell_id in ((two_looks.base, base_id), (two_looks.head, head_id)):
+        cells = {cell.cell: cell for cell in run.view().cells}
+        assert cells.pop(cell_id).outcome == "ok"
+        assert [cell.outcome for cell in cells.values()] == ["skipped"]
+        assert run.record.gate is not None
+        assert run.record.gate.looks == (3, 4)
+        assert len(list(run.cell_path(cell_id).glob("verify/launch.json"))) == 1
+    assert two_looks.head.view().cells[0].train["stack"].startswith("tests.runner.injected:")
+    assert not (two_looks.path / ".compiled").exists()
+
+
+def test_launches_alternate_and_turn_round(two_looks: AbDirectory) -> None:
+    events = [
+        (event["order"], event["kind"][0], name)
+        for name, run in (("base", two_looks.base), ("head", two_looks.head))
+        for event in map(json.loads, (run.path / "events.jsonl").read_text().splitlines())
+        if event["event"] == "launch"
+    ]
+    assert [f"{kind} {name}" for _, kind, name in sorted(events)] == [
+        "v base", "v head", "m base", "m head", "m head", "m base", "m base", "m head", "m head", "m base",
+    ]  # fmt: skip
+    assert (two_looks.record.looks_taken, len(two_looks.record.to_second_look)) == (2, 1)
+
+
+def test_rounds_are_pairs_and_what_was_injected_is_found(two_looks: AbDirectory) -> None:
+    verdict = judged(two_looks, launches=3)
+    step = next(change for change in verdict.metrics if change.metric == "step_s")
+    assert step.paired
+    assert (step.base_launches, step.head_launches) == (3, 3)
+    assert step.ratio is not None
+    assert step.ratio > 2
+    counts = next(change for change in verdict.metrics if change.metric == "collective_count")
+    assert counts.base is not None
+    assert (counts.head, counts.word) == (counts.base + 1, "regression")
+    assert verdict.word == "regression"
+
+
+def judged(found: AbDirectory, *, launches: int) -> CellVerdict:
+    ((base_id, head_id),) = found.record.pairs
+    base, head = found.base.read_result(base_id), found.head.read_result(head_id)
+    assert base is not None
+    assert head is not None
+    arms = [arm_of(cell, source="ab", launches=launches) for cell in (base, head)]
+    (verdict,) = judge([Pair(head, "x", arms[0], arms[1])], GateSpec(primary="step_s")).cells
+    return verdict
+
+
+def test_looks_are_fixed_and_arms_are_kept(two_looks: AbDirectory) -> None:
+    scenario = two_looks.path.parent.parent / "scenario.toml"
+    for options, said in (({"launches": 9}, "fixed in advance"), ({"head": ["mode=eager"]}, "has other arms")):
+        with pytest.raises(RunError, match=said):
+            ab(scenario, resume=two_looks.path, **options)
+
+
+def test_ctrl_c_once_and_going_on(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steady(monkeypatch)
+    lend(monkeypatch, server)
+    monkeypatch.setattr("epbench.runner.ab.probe", probed_here)
+    scenario = ab_scenario(tmp_path)
+    with monkeypatch.context() as patch:
+        signalling(patch, "epbench.runner.session.write_launch", signal.SIGINT)
+        outcome = ab(scenario)
+    assert outcome.exit_code == 130
+    assert f"go on with: epbench ab {scenario} --resume {outcome.path}" in capsys.readouterr().err
+    made = {path: path.stat().st_mtime_ns for path in outcome.path.glob("*/cells/*/*/launch.json")}
+    assert len(made) == 1, "the launch that ran was finished"
+    assert ab(scenario, resume=outcome.path).exit_code == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in made.items())
+    record = open_ab(outcome.path).record
+    assert (record.looks_taken, record.is_complete) == (1, True)
+    assert len(list(outcome.path.glob("*/cells/*/result.json"))) == 2
+
+
+# ---------------------------------------------------------------- interpreters and revisions
+
+STACK = """
+from tests.runner.fake_stacks import VerifiableStep
+
+VERSION = {version}
+build = VerifiableStep
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("repository")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "--quiet", path], check=True)
+    for version in (1, 2):
+        (path / "stack_under_test.py").write_text(STACK.format(version=version))
+        for words in (["add", "."], ["commit", "--quiet", "-m", "x"]):
+            subprocess.run(["git", "-C", path, *who, *words], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This one under another name, which says in the ranks' environment that it was used."""
+    path = tmp_path_factory.mktemp("venv") / "bin" / "python"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nGLOO_OTHER=1 exec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_an_interpreter_and_revisions(
+    repository: Path, interpreter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spawned, spawn = [], ForkServer._spawn
+
+    def spawn_and_tell(server: ForkServer) -> None:
+        spawn(server)
+        assert server.process_id is not None
+        spawned.append(server.process_id)
+
+    monkeypatch.setattr(ForkServer, "_spawn", spawn_and_tell)
+    scenario = ab_scenario(tmp_path, stack="stack_under_test:build")
+    outcome = ab(scenario, base=[f"{repository}@HEAD~1"], head=[f"{interpreter};{repository}@HEAD", "env:OMP_X=7"])
+    found = open_ab(outcome.path)
+    assert outcome.exit_code == 0
+    assert [run.view().cells[0].outcome for run in (found.base, found.head)] == ["ok", "ok"]
+    base, head = found.base.record.environment, found.head.record.environment
+    assert base.code != head.code
+    assert {name: head.variables.get(name) for name in ("GLOO_OTHER", "OMP_X")} == {"GLOO_OTHER": "1", "OMP_X": "7"}
+    assert not {"GLOO_OTHER", "OMP_X"} & base.variables.keys()
+    assert len(spawned) == 2
+    assert gone(spawned)
+    assert not list((tmp_path / "epbench" / "worktrees").iterdir())
+
+
+PACKAGE = {
+    "epbench/records.py": "PROTOCOL_VERSION = 2\nSCHEMA_VERSION = 1\n",
+    "epbench/__init__.py": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (PACKAGE, "is of protocol 2, this one of 3: numbers of two ways of measuring are never compared"),
+        ({"epbench.py": ""}, "has no epbench that can be an arm"),
+        ({"epbench/__init__.py": "raise ImportError('a \\x1b[31m b')"}, "cannot be an arm: .ImportError: a"),
+        ({"epbench/__init__.py": "print('epbench: no json'); raise SystemExit"}, "cannot be an arm: 'it said nothing'"),
+    ],
+)
+def test_an_epbench_that_cannot_be_an_arm(files: dict[str, str], said: str, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ScenarioError, match=said) as caught:
+        probe_at(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_orders_that_an_arm_does_not_know(tmp_path: Path) -> None:
+    """An older epbench of the same protocol: one key of today's orders is new to it."""
+    text = (ROOT / "epbench" / "runner" / "spec.py").read_text()
+    assert "    detailed: bool" in text
+    package = tmp_path / "epbench"
+    package.mkdir()
+    for path in (ROOT / "epbench").iterdir():
+        if path.name != "runner":
+            (package / path.name).symlink_to(path)
+    (package / "runner").mkdir()
+    for path in (ROOT / "epbench" / "runner").iterdir():
+        if path.name != "spec.py":
+            (package / "runner" / path.name).symlink_to(path)
+    lines = [line for line in text.splitlines() if not line.startswith("    detailed: bool")]
+    (package / "runner" / "spec.py").write_text("\n".join(lines).replace("self.detailed", "True"))
+    with pytest.raises(ScenarioError, match="does not know detailed of this epbench's orders"):
+        probe_at(tmp_path)
+
+
+def probe_at(path: Path) -> Probed:
+    spec = LaunchSpec(
+        cell=Cell(layout=Layout(dp_shard=2)), kind="measure", index=0, order=0, device="cpu", measure=MEASURE,
+        directory=path,
+    )  # fmt: skip
+    variables = dict(os.environ) | {"PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"}
+    return probe(ArmSpec(label="x"), variables, spec=spec, world_size=2, stacks=["qwen3_moe"], where="--head")
