@@ -18,11 +18,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from epbench.cli_ab import ab
 from epbench.cli_baseline import app as baseline_app
 from epbench.cli_gate import gate
 from epbench.cli_history import app as history_app
 from epbench.cli_nodes import JoinTimeout, TokenFile, node
-from epbench.cli_options import parse_duration
+from epbench.cli_options import known_device, parse_duration
 from epbench.errors import EpbenchError, ScenarioError, StorageError
 from epbench.wording import shown
 from epbench.writing import NO_ROOM, write_aside
@@ -92,7 +93,7 @@ def plan(
     if model is not None and world is None:
         raise ScenarioError("--model needs --world N, the number of ranks to lay out")
     planned = (
-        load_scenario(scenario, world_size=world, device=_known_device(device))
+        load_scenario(scenario, world_size=world, device=known_device(device))
         if scenario is not None
         else preset_scenario(str(model), world_size=world or 0)
     )
@@ -138,14 +139,14 @@ def run(
     from epbench.scenario import load_scenario
     from epbench.store import open_run
 
-    planned = load_scenario(scenario, world_size=world, device=_known_device(device))
+    planned = load_scenario(scenario, world_size=world, device=known_device(device))
     options = RunOptions(
         only=only,
         launches=launches,
         budget_s=None if budget is None else parse_duration(budget),
         resume=resume,
         reports_dir=reports_dir,
-        device=_known_device(device),
+        device=known_device(device),
         world=world,
         nodes=nodes,
         listen=listen,
@@ -175,7 +176,7 @@ def comm(
     from epbench.runner.comm_command import CommOptions, sweep_scenario
     from epbench.scenario import load_scenario
 
-    planned = load_scenario(scenario, world_size=world, device=_known_device(device))
+    planned = load_scenario(scenario, world_size=world, device=known_device(device))
     outcome = sweep_scenario(planned, CommOptions(only=only, device=planned.device, reports_dir=reports_dir))
     for warning in outcome.warnings:
         _say(f"warning: {warning}")
@@ -298,7 +299,7 @@ def doctor(
     if scenario is not None:
         from epbench.scenario import load_scenario
 
-        planned = load_scenario(scenario, world_size=world, device=_known_device(device))
+        planned = load_scenario(scenario, world_size=world, device=known_device(device))
         sizes = [cell.world_size for cell in planned.cells]
         stacks = [cell.train.stack for cell in planned.cells]
         ranks = max(sizes, default=1)
@@ -314,6 +315,7 @@ def doctor(
     raise typer.Exit(exit_code(checks, strict=strict))
 
 
+app.command()(ab)
 app.command()(gate)
 app.command()(node)
 app.add_typer(baseline_app, name="baseline")
@@ -340,12 +342,6 @@ def _stdout_aside() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
-
-
-def _known_device(device: str | None) -> str | None:
-    if device not in (None, "auto", "cpu", "cuda"):
-        raise ScenarioError(f"--device must be auto, cpu or cuda, got {shown(device)}")
-    return device
 
 
 def _refuse_long_arguments(arguments: Any) -> None:

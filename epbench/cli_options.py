@@ -5,9 +5,16 @@ import re
 from epbench.errors import ScenarioError
 from epbench.wording import shown
 
-__all__ = ["parse_duration"]
+__all__ = ["known_device", "parse_duration"]
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def known_device(device: str | None) -> str | None:
+    """``--device`` as given; raises ScenarioError for one that there is not."""
+    if device not in (None, "auto", "cpu", "cuda"):
+        raise ScenarioError(f"--device must be auto, cpu or cuda, got {shown(device)}")
+    return device
 
 
 def parse_duration(text: str) -> float:
