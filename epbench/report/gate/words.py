@@ -63,9 +63,9 @@ _PLURALS = {"regression": "regressions", "improvement": "improvements"}
 
 
 def metric_text(metric: str) -> str:
-    """``device work``; a collective's transfer by its op, purpose, phase and axis."""
+    """``device work``; of a collective's transfer its op, purpose, phase and axis."""
     kind, _, what = metric.partition(":")
-    return f"transfer of {clean(what, 80)}" if kind == "transfer_s" else _NAMES.get(metric, clean(metric, 80))
+    return clean(what, 80) if kind == "transfer_s" else _NAMES.get(metric, clean(metric, 80))
 
 
 def unit_of(metric: str) -> str:
@@ -134,10 +134,10 @@ def is_quiet(cell: CellVerdict) -> bool:
     return cell.word == "no change" and cell.acknowledged is None
 
 
-def deciding(cell: CellVerdict) -> MetricChange | None:
-    """The gated metric behind the cell's word, that with the largest change; None where it ended otherwise."""
+def deciding(cell: CellVerdict) -> list[MetricChange]:
+    """The gated metrics behind the cell's word, timings first; empty where it ended otherwise."""
     found = [change for change in cell.metrics if change.gated and change.word == cell.word]
-    return max(found, key=_size, default=None)
+    return sorted(found, key=lambda change: change.kind == "counter")
 
 
 def _size(change: MetricChange) -> float:
@@ -146,24 +146,27 @@ def _size(change: MetricChange) -> float:
 
 
 def reason(cell: CellVerdict) -> str:
-    """Why a cell has its word: its own sentence, or that of the metric behind it."""
-    change = deciding(cell)
-    why = cell.why or (change.why if change else "")
-    if change is not None and cell.word in ("regression", "improvement"):
-        said = f"{metric_text(change.metric)} {changed_text(change)}"
-        limit = f" (limit {limit_text(change)})" if change.limit is not None else ""
-        return said + limit
-    return clean(why, 600)
+    """Why a cell has its word: the metrics that changed, with their limits, or else its own sentence."""
+    found = deciding(cell)
+    if found and cell.word in ("regression", "improvement"):
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        return " and ".join(map(_against_limit, found[:_NAMED])) + more
+    return clean(cell.why or next((change.why for change in found), ""), 600)
+
+
+def _against_limit(change: MetricChange) -> str:
+    limit = f" (limit {limit_text(change)})" if change.limit is not None else ""
+    return f"{metric_text(change.metric)} {changed_text(change)}{limit}"
 
 
 def worst_first(cells: Iterable[CellVerdict]) -> list[CellVerdict]:
     """By word, then by the size of the change; in the plan's order where nothing tells them apart."""
-    return sorted(cells, key=lambda cell: (_ORDER.index(cell.word), -_cell_size(cell)))
+    return sorted(cells, key=lambda cell: (_rank(cell), -max(map(_size, deciding(cell)), default=0.0)))
 
 
-def _cell_size(cell: CellVerdict) -> float:
-    change = deciding(cell)
-    return 0.0 if change is None else _size(change)
+def _rank(cell: CellVerdict) -> float:
+    """Of what is acknowledged: after all that a person has still to look at."""
+    return _ORDER.index(cell.word) if cell.acknowledged is None else len(ATTENTION) + len(UNJUDGED) - 0.5
 
 
 # ---------------------------------------------------------------- all of them
@@ -190,7 +193,7 @@ def _kind(word: Word, cells: Sequence[CellVerdict]) -> str:
 
 
 def _listed(cells: Sequence[CellVerdict]) -> str:
-    texts = [f"{clean(cell.name, 100)} {clean(reason(cell), 200)}".strip() for cell in cells[:_NAMED]]
+    texts = [f"{clean(cell.name, 100)} {clean(reason(cell), 300)}".strip() for cell in cells[:_NAMED]]
     more = len(cells) - _NAMED
     return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
 
