@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from epbench.analysis.arms import Arm, Night, arm_of
-from epbench.analysis.differences import holm, paired, welch
+from epbench.analysis.differences import growth_found, holm, paired, welch
 from epbench.analysis.gate import Judged, judge, worst
 from epbench.gate_records import CellVerdict, GateSpec, MetricChange, Word
 from epbench.records import Breakdown, CellResult, CollectiveRow, CompileRecord, LaunchValue
@@ -289,6 +289,10 @@ def test_holm_spans_the_gated_timings_of_all_cells() -> None:
     assert p is not None and p == among.cells[-1].metrics[0].p and 0.01 / 12 < p < 0.01
     assert [alone.cells[0].word, among.cells[-1].word] == ["regression", "no change"]
     assert among.cells[-1].metrics[0].p_holm == pytest.approx(12 * p)
+    error = 0.002 * math.sqrt(2.5 / 5)
+    for judged, tests in ((alone, 1), (among, 12)):
+        expected = growth_found(error, 4, limit=math.log(1.02), alpha=0.01 / tests)
+        assert judged.cells[-1].metrics[0].detectable == pytest.approx(expected)
     half = judge([pair_of(cell_of(*[0.2] * 5), slow)], GateSpec(also={}), alpha=p / 2)
     assert half.cells[0].word == "no change", "a look has its own share of the false alarms"
 
