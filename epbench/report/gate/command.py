@@ -12,10 +12,10 @@ from epbench.report.gate.comment import comment_markdown
 from epbench.report.gate.judging import gate_ab, gate_baseline, gate_runs
 from epbench.report.gate.junit import junit_xml
 from epbench.report.gate.step_summary import append_summary, summary_markdown
-from epbench.report.gate.words import parse_fail_on
+from epbench.report.gate.words import ATTENTION, parse_fail_on
 from epbench.store import open_run, write_record
 from epbench.wording import place, shown
-from epbench.writing import replace_file, write_aside
+from epbench.writing import replace_file, write_aside, writing
 
 __all__ = ["Gated", "gate", "write_outputs"]
 
@@ -44,7 +44,8 @@ def gate(run: str, *, baseline: str | None, output: Path | None, fail_on: str) -
     else:
         head = open_run(run).path
         verdict = _against(head, baseline, words)
-        further = f"epbench baseline accept {head}" if verdict.exit_code == 0 else f"epbench report {head}"
+        is_bad = verdict.exit_code != 0 or any(cell.word in ATTENTION for cell in verdict.cells)
+        further = f"epbench report {head}" if is_bad else f"epbench baseline accept {head}"
     path = output or head
     write_outputs(verdict, path)
     return Gated(verdict, path, further)
@@ -86,7 +87,9 @@ def write_outputs(verdict: Verdict, path: Path, *, environment: Mapping[str, str
 
     Raises ScenarioError if ``path`` is no directory, StorageError if a file cannot be written.
     """
-    if path.exists() and not path.is_dir():
+    with writing(path):
+        is_file = path.exists() and not path.is_dir()
+    if is_file:
         raise ScenarioError(f"--output names a directory to write into, and {shown(str(path))} is a file")
     write_record(path / "verdict.json", verdict)
     replace_file(path / "junit.xml", junit_xml(verdict))
