@@ -22,7 +22,7 @@ from epbench.cli_ab import ab
 from epbench.cli_baseline import app as baseline_app
 from epbench.cli_gate import gate
 from epbench.cli_history import app as history_app
-from epbench.cli_nodes import JoinTimeout, TokenFile, node
+from epbench.cli_nodes import JoinTimeout, TokenFile, launch_files, node
 from epbench.cli_options import known_device, parse_duration
 from epbench.errors import EpbenchError, ScenarioError, StorageError
 from epbench.wording import shown
@@ -318,6 +318,7 @@ def doctor(
 app.command()(ab)
 app.command()(gate)
 app.command()(node)
+app.command("launch-files")(launch_files)
 app.add_typer(baseline_app, name="baseline")
 app.add_typer(history_app, name="history")
 

@@ -46,7 +46,7 @@ _UNRELATED_VARIABLES = {
     "TRITON_CACHE_DIR",
 }
 # Faces of a finished result, and of the machine: a change there cannot change a number.
-_FACES = ("report", "doctor", "baselines", "history", "cli.py", "__main__.py", "frames.py")
+_FACES = ("report", "doctor", "launch_files", "baselines", "history", "cli.py", "__main__.py", "frames.py")
 
 
 @dataclass(frozen=True)
