@@ -23,6 +23,7 @@ _Json = Annotated[bool, typer.Option("--json", help="print one JSON document ins
 def noise(
     runs: Annotated[list[str], typer.Argument(help="run directories of one scenario, e.g. of two machine starts")],
     *,
+    gate: Annotated[bool, typer.Option("--gate", help="also what a gate over all of these cells finds")] = False,
     as_json: _Json = False,
 ) -> None:
     """How much identical launches differ, and the smallest change that 3, 5 or 8 of them find."""
@@ -32,9 +33,9 @@ def noise(
     found = [open_run(run) for run in runs]
     views = [run.view() for run in found]
     if as_json:
-        typer.echo(noise_json(views))
+        typer.echo(noise_json(views, gate=gate))
         return
-    typer.echo(render_noise(views))
+    typer.echo(render_noise(views, gate=gate))
     typer.echo(str(found[-1].path))
     write_aside(f"next: epbench report {found[-1].path}")
 

@@ -6,7 +6,7 @@ improvements as two families. With two looks each has half of the rate (Bonferro
 ``alpha``. Counters do not scatter and need none of this.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import get_args
@@ -21,7 +21,7 @@ from epbench.analysis.gate_timings import Timing, timing_of
 from epbench.gate_records import TIMINGS, CellVerdict, GateSpec, MetricChange, Word
 from epbench.records import CellResult
 
-__all__ = ["Judged", "Pair", "judge", "worst"]
+__all__ = ["Judged", "Pair", "is_gated", "judge", "limits", "worst"]
 
 _WORDS: tuple[Word, ...] = get_args(Word)  # the worst first
 
@@ -82,9 +82,17 @@ def _adjusted(tested: Mapping[_Key, Timing]) -> dict[_Key, tuple[float, float]]:
     return {key: (float(up), float(down)) for key, up, down in zip(tested, *columns, strict=True)}
 
 
-def _is_gated(pair: Pair, spec: GateSpec) -> bool:
+def is_gated(cell: str, spec: GateSpec) -> bool:
+    """Whether the scenario wants a cell of this id judged."""
     globs = (spec.cells,) if isinstance(spec.cells, str) else spec.cells
-    return any(fnmatchcase(pair.cell.cell, glob) for glob in globs)
+    return any(fnmatchcase(cell, glob) for glob in globs)
+
+
+def limits(spec: GateSpec, *, base: Collection[str], head: Collection[str]) -> dict[str, float]:
+    """Allowed growth of each timing that is gated, of arms that know these: the primary one, and the others."""
+    primary = spec.primary if spec.primary in base and spec.primary in head else "step_s"
+    others = {name: growth for name, growth in spec.also.items() if name in base or name in head}
+    return {primary: spec.practical_limit} | {name: growth for name, growth in others.items() if name != primary}
 
 
 def _timings(pair: Pair, spec: GateSpec) -> Iterator[Timing]:
@@ -92,24 +100,17 @@ def _timings(pair: Pair, spec: GateSpec) -> Iterator[Timing]:
     base, head = pair.base, pair.head
     if base is None or head is None or word_of_outcomes(base, head) is not None:
         return
-    limits = _limits(base, head, spec) if _is_gated(pair, spec) else {}
-    known = {metric for arm in (base, head) for night in arm.nights for metric in night.timings}
-    transfers = sorted(metric for metric in known if metric.startswith(TRANSFER))
-    for metric in dict.fromkeys([*limits, *TIMINGS, *transfers]):
-        timing = timing_of(base, head, metric, spec, allowed=limits.get(metric))
+    known = _known(base), _known(head)
+    allowed = limits(spec, base=known[0], head=known[1]) if is_gated(pair.cell.cell, spec) else {}
+    transfers = sorted(metric for metric in known[0] | known[1] if metric.startswith(TRANSFER))
+    for metric in dict.fromkeys([*allowed, *TIMINGS, *transfers]):
+        timing = timing_of(base, head, metric, spec, allowed=allowed.get(metric))
         if timing is not None:
             yield timing
 
 
-def _limits(base: Arm, head: Arm, spec: GateSpec) -> dict[str, float]:
-    """Allowed growth of what is gated: of the primary, and of the others that an arm knows."""
-    primary = spec.primary if _knows(base, spec.primary) and _knows(head, spec.primary) else "step_s"
-    others = {metric: growth for metric, growth in spec.also.items() if _knows(base, metric) or _knows(head, metric)}
-    return {primary: spec.practical_limit} | {name: growth for name, growth in others.items() if name != primary}
-
-
-def _knows(arm: Arm, metric: str) -> bool:
-    return any(night.timings.get(metric) for night in arm.nights)
+def _known(arm: Arm) -> set[str]:
+    return {metric for night in arm.nights for metric, rounds in night.timings.items() if rounds}
 
 
 def _verdict(pair: Pair, spec: GateSpec, timings: Sequence[MetricChange]) -> CellVerdict:
@@ -117,10 +118,10 @@ def _verdict(pair: Pair, spec: GateSpec, timings: Sequence[MetricChange]) -> Cel
     found = word_of_outcomes(pair.base, pair.head)
     if found is None:
         assert pair.base is not None and pair.head is not None, "a cell without an arm is told by its outcomes"
-        gated = _is_gated(pair, spec) and not _is_settling(pair)
+        gated = is_gated(pair.cell.cell, spec) and not _is_settling(pair)
         changes = [*timings, *counters_of(pair.base, pair.head, spec, gated=gated)]
         found = _by_numbers(pair, spec, changes)
-    word, why = found if _is_gated(pair, spec) else _not_gated(*found)
+    word, why = found if is_gated(pair.cell.cell, spec) else _not_gated(*found)
     return CellVerdict(
         cell=pair.cell.cell,
         name=pair.name,

@@ -4,9 +4,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from epbench.analysis.noise import ALPHA, METRICS, MIN_DEGREES, POWER, Noise, noise_of
+from epbench.analysis.differences import POWER
+from epbench.analysis.noise import ALPHA, METRICS, MIN_DEGREES, Noise, noise_of
 from epbench.errors import RunError
+from epbench.gate_records import GateSpec
 from epbench.records import CellResult, RunView
+from epbench.report.noise_gate import gated_json, gated_of, render_gated
 from epbench.report.tables import Table, Value
 from epbench.report.terminal import drawn
 from epbench.report.text import UNKNOWN, clean, ms
@@ -17,22 +20,33 @@ ARMS = (3, 5, 8)  # launches an arm
 _NAMES = {"step_s": "step", "device_work_s": "device work"}
 
 
-def render_noise(views: Sequence[RunView]) -> str:
-    """A row per cell and metric. Raises RunError if the runs may not be pooled, or nothing has two launches."""
+def render_noise(views: Sequence[RunView], *, gate: bool = False) -> str:
+    """A row per cell and metric, and with ``gate`` what the last run's gate would find.
+
+    Raises RunError if the runs may not be pooled, or nothing has two launches.
+    """
     found = list(_found(views))
     if not any(noise.between is not None for _, noise in found):
         raise RunError("no cell of these runs has two valid launches on one machine start: nothing tells its noise")
     table = drawn(Table.of(noise_titles(), [noise_row(cell, noise) for cell, noise in found], texts=2))
-    return f"{table}\n\n{_legend()}\n"
+    judged = f"\n{render_gated(gated_of(found, _spec(views)))}\n" if gate else ""
+    return f"{table}\n\n{_legend()}\n{judged}"
 
 
-def noise_json(views: Sequence[RunView]) -> str:
+def _spec(views: Sequence[RunView]) -> GateSpec:
+    """The thresholds of the last run; the defaults where it is older than they are."""
+    return views[-1].run.gate or GateSpec()
+
+
+def noise_json(views: Sequence[RunView], *, gate: bool = False) -> str:
     """The same as one JSON document."""
+    found = list(_found(views))
     cells = [
         {"cell": cell, **asdict(noise), "smallest_detectable_change": {count: noise.finds(count) for count in ARMS}}
-        for cell, noise in _found(views)
+        for cell, noise in found
     ]
-    return json.dumps({"alpha": ALPHA, "power": POWER, "cells": cells}, indent=2)
+    judged = {"gate": gated_json(gated_of(found, _spec(views)))} if gate else {}
+    return json.dumps({"alpha": ALPHA, "power": POWER, "cells": cells, **judged}, indent=2)
 
 
 def _found(views: Sequence[RunView]) -> Iterator[tuple[str, Noise]]:

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from epbench.analysis.noise import smallest_detectable_change
 from epbench.cells import Cell
 from epbench.cli import app
 from epbench.errors import RunError
+from epbench.gate_records import GateSpec
 from epbench.records import LaunchValue, RunView
 from epbench.report.noise_table import noise_json, render_noise
 from epbench.report.text import UNKNOWN
@@ -63,6 +66,49 @@ def test_two_pairs_of_launches_are_too_few_to_tell_what_can_be_found() -> None:
     assert "a dash where launches less starts are fewer than 4" in render_noise(VIEWS).replace("\n", " ")
 
 
+def gated(views: list[RunView], spec: GateSpec | None = None) -> list[dict[str, Any]]:
+    last = views[-1].model_copy(update={"run": views[-1].run.model_copy(update={"gate": spec})})
+    found: list[dict[str, Any]] = json.loads(noise_json([*views[:-1], last], gate=True))["gate"]
+    return found
+
+
+def test_a_gate_finds_less_than_one_comparison() -> None:
+    """0.289 s of device work without scatter: what is allowed. Steps of 304 ms that scatter by 0.6 %: more."""
+    views = [*VIEWS, run_on("a", 0.301, 0.302)]
+    work, step = gated(views)
+    assert [(row["metric"], row["limit"], row["family"], row["alpha"]) for row in (work, step)] == [
+        ("device_work_s", 0.02, 2, 0.01),
+        ("step_s", 0.05, 2, 0.01),
+    ]
+    assert list(work["smallest_detectable_change"].values()) == pytest.approx([0.02] * 4)
+    between = json.loads(noise_json(views))["cells"][0]["between"]
+    assert list(step["smallest_detectable_change"]) == ["3", "5", "8", "10"]
+    for launches, change in step["smallest_detectable_change"].items():
+        expected = smallest_detectable_change(between, int(launches), alpha=0.005, limit=0.05)
+        assert change == pytest.approx(expected)
+    assert "gate" not in json.loads(noise_json(views))
+
+
+def test_the_gate_is_that_of_the_scenario() -> None:
+    views = [*VIEWS, run_on("a", 0.301, 0.302)]
+    assert gated(views, GateSpec(cells="tp*")) == []
+    (row,) = gated(views, GateSpec(primary="step_s", also={}, looks=(5, 10), absolute_floor_s=0.0303))
+    assert (row["metric"], row["family"], row["alpha"]) == ("step_s", 1, 0.005)
+    assert row["limit"] == pytest.approx(0.0303 / 0.3025)
+    (row,) = gated([run_on("a", 0.30, 0.31, 0.30, 0.31, 0.30, device_work_s=None)])
+    assert (row["metric"], row["limit"]) == ("step_s", 0.02), "a device that gives no device work"
+
+
+def test_the_gate_is_a_table_of_its_own() -> None:
+    text = render_noise([*VIEWS, run_on("a", 0.301, 0.302)], gate=True)
+    plain = render_noise([*VIEWS, run_on("a", 0.301, 0.302)])
+    assert text.startswith(plain)
+    work, step = (line.split()[1:] for line in text.removeprefix(plain).splitlines() if line.startswith(CELL.id))
+    assert work == ["device", "work", "2.00", "%", *["2.00", "%"] * 4]
+    assert step[:3] == ["step", "5.00", "%"]
+    assert "over all 2 rows together" in text
+
+
 def test_runs_that_are_no_sample_of_one_thing_are_refused() -> None:
     other = VIEWS[1].model_copy(update={"protocol": 1})
     with pytest.raises(RunError, match="different protocols"):
@@ -80,4 +126,6 @@ def test_the_command_prints_the_table_and_the_path(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == str(run.path)
     printed = CliRunner().invoke(app, ["baseline", "noise", str(run.path), "--json"])
     assert len(json.loads(printed.stdout)["cells"]) == 2
+    judged = CliRunner().invoke(app, ["baseline", "noise", str(run.path), "--gate"])
+    assert "gate finds at 10" in judged.stdout
     assert CliRunner().invoke(app, ["baseline", "noise", "no-such-run"]).exit_code == 2
