@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from epbench.cells import ModelSpec
 
-__all__ = ["Flops", "Tflops", "flops_per_token", "mfu", "peak_flops_per_s", "tflops"]
+__all__ = ["Flops", "Tflops", "flops_per_token", "mfu", "nodes_suffix", "peak_flops_per_s", "tflops"]
 
 # Dense bf16 (no sparsity) as NVIDIA's data sheets give it, by the name that the driver reports. Names are
 # matched whole: PCIe, NVL and MIG variants of the same chip are slower and must not borrow these numbers.
@@ -24,6 +24,7 @@ _DENSE_BF16_PEAK = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
 }
+_ON_NODES = " on "
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,12 @@ def tflops(model: ModelSpec, *, seq_len: float, tokens_per_s_per_rank: float) ->
 
 def peak_flops_per_s(device_name: str) -> float | None:
     """Dense bf16 peak of a device by the driver's name for it; None if epbench does not know it."""
-    return _DENSE_BF16_PEAK.get(device_name)
+    return _DENSE_BF16_PEAK.get(device_name.partition(_ON_NODES)[0])
+
+
+def nodes_suffix(nodes: int) -> str:
+    """What the name of a device has behind it when ranks are on several nodes: ``NVIDIA H200 on 2 nodes``."""
+    return f"{_ON_NODES}{nodes} nodes" if nodes > 1 else ""
 
 
 def mfu(tflops_causal: float, *, device_name: str) -> float | None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from epbench.cells import digest
 from epbench.errors import UnfitMachineError
+from epbench.flops import nodes_suffix
 from epbench.records import EnvironmentRecord
 from epbench.stack_support import library_versions, stack_path
 
@@ -219,11 +220,14 @@ def describe_environment(
     variables: Mapping[str, str] = os.environ,
     gpus: Gpus | None = None,
 ) -> EnvironmentRecord:
-    """The environment of a run on ``device`` of ``nodes`` machines like this one, with its digest."""
+    """The environment of a run on ``device`` of ``nodes`` machines like this one, with its digest.
+
+    The name of a device on several nodes says so: no baseline, history or gate takes it for one without a network.
+    """
     found = (find_gpus() if gpus is None else gpus) if device == "cuda" else Gpus()
     compared: dict[str, Any] = {
         "device": device,
-        "device_name": found.names[0] if device == "cuda" else _cpu_name(),
+        "device_name": (found.names[0] if device == "cuda" else _cpu_name()) + nodes_suffix(nodes),
         "device_memory_bytes": min(found.memory_bytes) if device == "cuda" else None,
         "world_size": world_size,
         "driver": found.driver,

@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 from epbench.cells import Cell
 from epbench.cli import app
 from epbench.errors import ScenarioError, UnfitMachineError
+from epbench.flops import peak_flops_per_s
 from epbench.layout import Layout
+from epbench.provenance import describe_environment
 from epbench.records import EnvironmentRecord
 from epbench.runner import joining, nodes
 from epbench.runner.joining import Meeting, Member, Welcome, differences, gathered, introduce
@@ -462,6 +464,13 @@ def test_a_connection_that_breaks_ends_the_launch_everywhere(tmp_path: Path) -> 
         assert found is not None
         assert found["lost"] == "node 1 ('other') is lost: it closed the connection"
         assert pair.here.orders[-1] == ("end", 0)
+
+
+def test_a_device_on_two_nodes_is_another_device_of_the_same_peak() -> None:
+    one, two = (describe_environment("cpu", world_size=4, nodes=nodes) for nodes in (1, 2))
+    assert two.device_name == f"{one.device_name} on 2 nodes"
+    assert (one.nodes, two.nodes, one.digest == two.digest) == (1, 2, False)
+    assert peak_flops_per_s("NVIDIA H200 on 2 nodes") == peak_flops_per_s("NVIDIA H200") == 989e12
 
 
 # ---------------------------------------------------------------- what a person types
