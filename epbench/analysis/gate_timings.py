@@ -15,7 +15,7 @@ import numpy as np
 
 from epbench.analysis.arms import MIN_NIGHTS, Arm
 from epbench.analysis.differences import Difference, Floats, growth_found, nights, paired, welch
-from epbench.analysis.statistics import MIN_LAUNCHES, Interval, ratio_of
+from epbench.analysis.statistics import MIN_LAUNCHES, Interval, rank_p, ratio_of
 from epbench.gate_records import GateSpec, MetricChange, Word
 
 __all__ = ["Timing", "percent", "timing_of"]
@@ -193,14 +193,10 @@ def _pairs(base: Mapping[Hashable, float], head: Mapping[Hashable, float]) -> tu
     return np.log([base[place] for place in common]), np.log([head[place] for place in common])
 
 
-def _p_rank(sides: Sequence[_Side], *, by_nights: bool) -> float:
-    """Mann-Whitney U, two-sided, of launches, or of nights' medians; exact where samples are small and without ties."""
-    from scipy.stats import mannwhitneyu
-
-    base, head = ([median(night) for night in side] if by_nights else np.concatenate(side) for side in sides)
-    if len({*base, *head}) == 1:
-        return 1.0
-    return float(mannwhitneyu(base, head, alternative="two-sided").pvalue)
+def _p_rank(sides: Sequence[_Side], *, by_nights: bool) -> float | None:
+    """Mann-Whitney's, two-sided, of launches, or of nights' medians."""
+    base, head = ([median(night) for night in side] if by_nights else np.concatenate(side).tolist() for side in sides)
+    return rank_p(base, head)
 
 
 def percent(share: float) -> str:

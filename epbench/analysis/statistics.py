@@ -25,6 +25,7 @@ __all__ = [
     "Interval",
     "Round",
     "launch_interval",
+    "rank_p",
     "ratio_interval",
     "ratio_of",
     "ties",
@@ -102,6 +103,21 @@ def unpaired_ratio(base: Sequence[float], other: Sequence[float]) -> Interval | 
 def ratio_of(difference: Difference, value: float) -> Interval:
     """A ratio of medians with the 95 % interval of a difference of mean logs, stretched where needed to hold it."""
     return _interval(value, centre=float(difference.centre), half=float(difference.half(CONFIDENCE)))
+
+
+def rank_p(base: Sequence[float], other: Sequence[float]) -> float | None:
+    """Two-sided p that the arms are alike, by Mann-Whitney's U; None if one is empty.
+
+    Exact where an arm has up to eight values and none are equal: then no difference, however large, has a p below 0.1
+    at 3 against 3, 0.029 at 4 against 4 and 0.008 at 5 against 5.
+    """
+    from scipy.stats import mannwhitneyu
+
+    if not len(base) or not len(other):
+        return None
+    if len({*base, *other}) == 1:
+        return 1.0
+    return float(mannwhitneyu(base, other, alternative="two-sided").pvalue)
 
 
 def ties(arms: Mapping[str, Mapping[Round, float]]) -> list[str]:

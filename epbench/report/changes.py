@@ -14,7 +14,7 @@ from epbench.report.quantities import reserved_bytes
 from epbench.report.rules.model import listed
 from epbench.report.runs import Change, ComparedRuns
 from epbench.report.tables import Table, Value
-from epbench.report.text import UNKNOWN, clean, gib, interval, join, speed_up
+from epbench.report.text import UNKNOWN, clean, gib, interval, join, p_value, speed_up
 from epbench.report.verdict import NOT_RUN
 
 __all__ = [
@@ -75,13 +75,14 @@ def _cells(count: int) -> str:
 def changes_table(compared: ComparedRuns, *, is_narrow: bool = False) -> Table:
     """One row a cell that the first and the last run have and one of them measured: steps, the difference, peaks.
 
-    ``is_narrow`` leaves out the runs between the first and the last, and device work.
+    ``is_narrow`` leaves out the runs between the first and the last, and device work, and calls the launches n.
     """
     names = letters(compared)
     runs = [0, len(names) - 1] if is_narrow else list(range(len(names)))
     steps = [f"{names[run]}: step, ms" for run in runs]
     work = () if is_narrow else ("device work",)
-    titles = ("cell", *steps, "tokens/s", *work, "launches", f"{names[-1]}: peak GiB", "change of peak")
+    count = "n" if is_narrow else "launches"
+    titles = ("cell", *steps, "tokens/s", "p", *work, count, f"{names[-1]}: peak GiB", "change of peak")
     rows = [_row(change, runs, has_work=not is_narrow) for change in compared.common if _has_number(change)]
     return Table.of(titles, rows, texts=1)
 
@@ -98,6 +99,7 @@ def _row(change: Change, runs: Sequence[int], *, has_work: bool) -> tuple[Value,
         Value(change.name),
         *(_step(change.cells[run]) for run in runs),
         _difference(change.speed),
+        Value(p_value(change.p), change.p),
         *((_difference(change.device_work),) if has_work else ()),
         Value("+".join(map(str, counts)), float(sum(counts))),
         Value(gib(last), last),
@@ -201,7 +203,8 @@ def notes(compared: ComparedRuns) -> list[str]:
     chance = len(judged) * (1 - CONFIDENCE)
     lines = [
         "Differences are of the last run from the first, in speed, with a 95 % interval (Welch's: launches of two runs "
-        "are no pairs); ~ is no difference. What another time or machine start adds is in no interval."
+        "are no pairs); ~ is no difference. p is Mann-Whitney's, of the steps, two-sided: it decides nothing, and 3+3 "
+        "launches cannot bring it below 0.1. What another time or machine start adds is in no interval."
     ]
     if len(judged) > 1:
         mean = math.exp(fmean(math.log(change.speed.value) for change in judged if change.speed)) - 1
@@ -249,5 +252,6 @@ def _cell(change: Change) -> dict[str, Any]:
         "peak_bytes": _peaks(change),
         "speed": asdict(change.speed) if change.speed else None,
         "device_work_speed": asdict(change.device_work) if change.device_work else None,
+        "p": change.p,
         "verdict": change.word,
     }

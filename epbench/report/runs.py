@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from epbench.analysis.statistics import Interval, unpaired_ratio
+from epbench.analysis.statistics import Interval, rank_p, unpaired_ratio
 from epbench.cell_content import content_key, with_defaults
 from epbench.errors import RunError
 from epbench.records import CellResult
@@ -50,6 +50,12 @@ class Change:
         """Speed in the last run over that in the first; None where either has no number."""
         first, last = (_steps(cell) for cell in (self.cells[0], self.cells[-1]))
         return unpaired_ratio(last, first)
+
+    @cached_property
+    def p(self) -> float | None:
+        """Two-sided, that the steps of the first run and the last are alike (Mann-Whitney); shown, decides nothing."""
+        first, last = (_steps(cell) for cell in (self.cells[0], self.cells[-1]))
+        return rank_p(first, last)
 
     @cached_property
     def device_work(self) -> Interval | None:

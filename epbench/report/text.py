@@ -22,6 +22,7 @@ __all__ = [
     "mark",
     "ms",
     "number",
+    "p_value",
     "percent",
     "shortened",
     "slow_down",
@@ -126,6 +127,13 @@ def slow_down(ratio: Interval) -> str:
     """A ratio of speeds below 1 as what is lost: ``9.7 % [8.4, 10.9]``."""
     lost, *bounds = (None if x is None else f"{(1 - x) * 100:.1f}" for x in (ratio.value, ratio.high, ratio.low))
     return f"{lost} %" if None in bounds else f"{lost} % [{', '.join(map(str, bounds))}]"
+
+
+def p_value(p: float | None) -> str:
+    """Three decimals: ``0.008``; what is smaller than the last of them says so."""
+    if p is None:
+        return UNKNOWN
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def error(value: float | None) -> str:

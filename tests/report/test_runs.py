@@ -206,7 +206,31 @@ def test_the_table_has_every_run_and_a_tilde_for_no_difference() -> None:
     first, last = run(cell(DP4, 0.4), cell(DP4_EP4, 0.3)), run(cell(DP4, 0.5), cell(DP4_EP4, 0.3, sign=-1))
     rows = {row[0].text: [value.text for value in row[1:]] for row in changes_table(compared_runs([first, last])).rows}
     assert rows["dp4 eager"][0] == "400.2 [389.9, 410.3]" and rows["dp4 eager"][2].startswith("-20.0 % [")
-    assert rows["dp4-ep4 eager"][2].startswith("~ +0.1 % [") and rows["dp4-ep4 eager"][4:] == ["3+3", "54.5", "+0.0 %"]
+    assert rows["dp4-ep4 eager"][2].startswith("~ +0.1 % [") and rows["dp4-ep4 eager"][5:] == ["3+3", "54.5", "+0.0 %"]
+    assert [rows[name][3] for name in ("dp4 eager", "dp4-ep4 eager")] == ["0.100", "1.000"]
+
+
+@pytest.mark.parametrize(
+    ("launches", "after_s", "p"),
+    [
+        ((5, 5), 0.5, 2 / 252),  # of the 252 ways to choose 5 of 10, two keep the arms apart
+        ((3, 3), 0.5, 2 / 20),
+        ((1, 5), 0.5, 2 / 6),
+        ((5, 0), 0.5, None),
+    ],
+)
+def test_p_is_the_share_of_orders_that_part_the_arms_as_much(
+    launches: tuple[int, int], after_s: float, p: float | None
+) -> None:
+    before = cell(DP4, 0.4, launches=5)
+    after = cell(DP4, after_s, launches=5)
+    cut = [
+        one.model_copy(update={"launch_values": one.launch_values[:n]})
+        for one, n in zip((before, after), launches, strict=True)
+    ]
+    (change,) = compared_runs([run(cut[0], name="a"), run(cut[1], name="b")]).changes
+    assert change.p == (None if p is None else pytest.approx(p))
+    assert json.loads(changes_json(compared_runs([run(cut[0]), run(cut[1])])))["cells"][0]["p"] == change.p
 
 
 def test_the_terminal_prints_one_line_a_cell_and_what_differs(compared: ComparedRuns) -> None:

@@ -14,8 +14,8 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from epbench.gate_records import CellVerdict, MetricChange, Verdict
-from epbench.report.gate.words import changed_text, launches_text, limit_text, p_text, title_of, value_text
-from epbench.report.text import UNKNOWN, clean
+from epbench.report.gate.words import changed_text, launches_text, limit_text, title_of, value_text
+from epbench.report.text import UNKNOWN, clean, p_value
 
 __all__ = ["junit_xml"]
 
@@ -88,7 +88,7 @@ def _metric(cell: CellVerdict, change: MetricChange) -> _Test:
         message = f"{message}: {change.why or change.word}"
     text = (
         f"base {value_text(change.metric, change.base)}, head {value_text(change.metric, change.head)}, "
-        f"n={launches_text(change)}, p={p_text(change.p_holm if change.p_holm is not None else change.p)}"
+        f"n={launches_text(change)}, p={p_value(change.p_holm if change.p_holm is not None else change.p)}"
     )
     return _told(cell, _Test(change.metric, endings.get(change.word), message, text))
 

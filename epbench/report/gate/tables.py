@@ -8,13 +8,12 @@ from epbench.report.gate.words import (
     launches_text,
     limit_text,
     metric_text,
-    p_text,
     title_of,
     value_text,
     worst_first,
 )
 from epbench.report.tables import Table, Value
-from epbench.report.text import UNKNOWN, clean
+from epbench.report.text import UNKNOWN, clean, p_value
 
 __all__ = [
     "changes_table",
@@ -60,7 +59,7 @@ def timing_table(verdict: Verdict, metric: str) -> Table:
 def _timing_row(cell: CellVerdict, change: MetricChange) -> tuple[Value, ...]:
     word = "known" if cell.acknowledged is not None and change.word == "regression" else change.word
     texts = (change.p_holm if change.p_holm is not None else change.p, launches_text(change), word)
-    return (_name(cell), *_values(change), Value(p_text(texts[0])), Value(texts[1]), Value(texts[2]))
+    return (_name(cell), *_values(change), Value(p_value(texts[0])), Value(texts[1]), Value(texts[2]))
 
 
 def _values(change: MetricChange) -> tuple[Value, Value, Value]:
@@ -108,7 +107,7 @@ def _rows(cell: CellVerdict) -> Iterator[tuple[Value, ...]]:
     for change in _gated(cell):
         if change.kind == "timing" or change.word != "no change":
             p = change.p_holm if change.p_holm is not None else change.p
-            judged = (limit_text(change), p_text(p), launches_text(change), str(change.word))
+            judged = (limit_text(change), p_value(p), launches_text(change), str(change.word))
             yield (_name(cell), Value(title_of(change.metric)), *_values(change), *map(Value, judged))
 
 

@@ -27,7 +27,6 @@ __all__ = [
     "launches_text",
     "limit_text",
     "metric_text",
-    "p_text",
     "parse_fail_on",
     "reason",
     "summary_of",
@@ -107,13 +106,6 @@ def changed_text(change: MetricChange) -> str:
 def limit_text(change: MetricChange) -> str:
     """The allowed growth: ``2 %``."""
     return UNKNOWN if change.limit is None else f"{change.limit * 100:.3g} %"
-
-
-def p_text(p: float | None) -> str:
-    """``0.003``; what is smaller than 0.001 says that."""
-    if p is None:
-        return UNKNOWN
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def launches_text(change: MetricChange) -> str:

@@ -12,12 +12,12 @@ from epbench.report.gate.words import (
     exit_code_of,
     launches_text,
     metric_text,
-    p_text,
     parse_fail_on,
     summary_of,
     value_text,
     worst_first,
 )
+from epbench.report.text import p_value
 from tests.report.gate.made import broken, cell, counter, many, new, regressed, timing
 
 DEFAULT = frozenset({"regression", "inconclusive"})
@@ -155,7 +155,7 @@ def test_a_value_in_its_unit(metric: str, value: float | None, half: float | Non
 
 
 def test_small_texts() -> None:
-    assert [p_text(p) for p in (None, 0.0, 0.00099, 0.001, 1.0)] == [
+    assert [p_value(p) for p in (None, 0.0, 0.00099, 0.001, 1.0)] == [
         "\N{EN DASH}",
         "<0.001",
         "<0.001",
