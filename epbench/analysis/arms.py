@@ -8,6 +8,7 @@ The number of a round is not the index of a launch: an invalid launch is repeate
 round, and from then on indices run ahead. Pairs by index would then be launches of neighbouring rounds.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -66,10 +67,10 @@ def _in_rounds(launches: Sequence[LaunchValue], source: Hashable) -> Iterator[tu
 
 
 def _timings(launch: LaunchValue) -> Iterator[tuple[str, float]]:
-    """What is positive: a comparison takes logarithms, and nothing takes no time."""
+    """What is positive and finite: a comparison takes logarithms, and nothing takes no time."""
     found = {metric: getattr(launch, metric) for metric in TIMINGS}
     found |= {TRANSFER + name: value for name, value in launch.transfers_s.items() if name.startswith(_ALL_TO_ALL)}
-    return ((metric, value) for metric, value in found.items() if value is not None and value > 0)
+    return ((metric, value) for metric, value in found.items() if value is not None and 0 < value < math.inf)
 
 
 def _counters(cell: CellResult) -> Iterator[tuple[str, float]]:

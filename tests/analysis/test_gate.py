@@ -376,6 +376,13 @@ def test_a_look_sees_the_launches_of_the_first_rounds() -> None:
     assert [len(arm_of(cell, source=0, launches=count).nights[0].timings["step_s"]) for count in (1, 3, 9)] == [1, 2, 4]
 
 
+@pytest.mark.parametrize("step_s", [0.0, -1.0, math.inf, math.nan])
+def test_a_time_that_has_no_logarithm_is_no_value(step_s: float) -> None:
+    assert arm_of(cell_of(0.2, step_s, 0.3), source=0).nights[0].timings["step_s"].keys() == {
+        (0, number, (("a",), ())) for number in (0, 2)
+    }
+
+
 def test_the_worst_word_is_the_cells() -> None:
     assert worst(["no change", "improvement"]) == "improvement"
     assert worst(["improvement", "inconclusive", "no change"]) == "inconclusive"

@@ -109,6 +109,20 @@ def test_the_published_numbers_come_from_the_published_launches(
     )  # of launches rounded to microseconds
 
 
+GATED = [(3, [17.7, 9.2, 29.8, 8.3]), (5, [8.5, 4.0, 11.5, 3.8]), (8, [6.9, 3.1, 8.6, 3.0]), (10, [6.6, 2.9, 7.9, 2.8])]
+
+
+@pytest.mark.parametrize(("launches", "finds"), GATED)
+def test_what_the_gate_is_published_to_find(launches: int, finds: list[float]) -> None:
+    row = f"| {launches} | {' | '.join(f'{found} %' for found in finds)} |"
+    assert row in (ROOT / "docs/noise.md").read_text()
+    for (_, metric, between, _), expected in zip(PUBLISHED, finds, strict=True):
+        limit = 0.05 if metric == "step_s" else 0.02
+        found = smallest_detectable_change(between / 100, launches, alpha=0.01 / 4, limit=limit)
+        assert found is not None
+        assert 100 * found == pytest.approx(expected, abs=0.051)
+
+
 MACHINES = [  # host and GPUs of each launch, and how many machine starts they are
     (["a 01", "a 0123"], 1),  # cells of two ranks and of four
     (["a 0123", "a 01", "a 23"], 1),

@@ -142,6 +142,15 @@ def test_what_the_gate_says_it_finds_is_found_in_95_nights_of_100(name: str, fam
         assert found == pytest.approx(0.95, abs=slack(0.95, NIGHTS // 2))
 
 
+@pytest.mark.parametrize("count", [5, 15])
+def test_many_nights_find_what_they_say(count: int) -> None:
+    change = math.log1p(growth_found(0.004 * math.sqrt(1 + 1 / count), count - 1, limit=0.02, alpha=ALPHA / 6))
+    random = np.random.default_rng(count)
+    history, tonight = 0.004 * normal(random, NIGHTS, count), 0.004 * normal(random, NIGHTS) + change
+    found = (nights(history, tonight).above(0.02) <= ALPHA / 6).mean()
+    assert found == pytest.approx(0.95, abs=slack(0.95))
+
+
 def test_what_is_found_by_hand() -> None:
     """Without scatter the limit itself; more tests, fewer launches or a wider limit find less."""
     assert growth_found(0.0, 4, limit=math.log1p(0.02), alpha=0.01) == pytest.approx(0.02)
