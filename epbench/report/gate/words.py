@@ -185,7 +185,8 @@ def _kind(word: Word, cells: Sequence[CellVerdict]) -> str:
 
 
 def _listed(cells: Sequence[CellVerdict]) -> str:
-    texts = [f"{clean(cell.name, 100)} {clean(reason(cell), 300)}".strip() for cell in cells[:_NAMED]]
+    names = [clean(cell.name, 100) + ":" * (", " in cell.name) for cell in cells[:_NAMED]]  # or a comma parts a name
+    texts = [f"{name} {clean(reason(cell), 300)}".strip() for name, cell in zip(names, cells[:_NAMED], strict=True)]
     more = len(cells) - _NAMED
     return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
 

@@ -50,6 +50,7 @@ GONE = cell("tp2 eager", "missing", head_outcome=None)
             "4 regressions: dp7 device work +7.0 % [6.4, 7.6] (limit 2 %), dp5 device work +5.0 % [4.4, 5.6] (limit "
             "2 %), dp4 device work +4.0 % [3.4, 4.6] (limit 2 %) and 1 more",
         ),
+        ([regressed("dp2, 8 / 2 / 32")], "1 regression: dp2, 8 / 2 / 32: device work +3.4 % [2.8, 4.0] (limit 2 %)"),
         (
             [cell("tp2", "regression", counter(100, 105, "regression"), timing())],
             "1 regression: tp2 device work +3.4 % [2.8, 4.0] (limit 2 %) and peak memory +5.0 % (limit 1 %)",
