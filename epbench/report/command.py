@@ -8,6 +8,7 @@ from pathlib import Path
 from epbench.errors import ScenarioError
 from epbench.report.build import write_csv, write_report
 from epbench.report.data import read_run
+from epbench.report.gate.section import verdict_section
 from epbench.report.markdown import markdown_report
 from epbench.report.runs import ComparedRuns, compared_runs
 from epbench.report.sections.change import change_section
@@ -60,9 +61,17 @@ def write_pages(paths: Sequence[Path], options: ReportOptions) -> list[Path]:
     """
     shown = paths[-1:] if options.is_compared else paths
     compared = (change_section(compare_paths(paths)),) if options.is_compared else ()
-    pages = [write_report(path, output=options.output, leading=(*compared, *_nights(path, options))) for path in shown]
+    pages = [
+        write_report(path, output=options.output, leading=(*_verdict(path), *compared, *_nights(path, options)))
+        for path in shown
+    ]
     _write_csv(shown, options)
     return pages
+
+
+def _verdict(path: Path) -> tuple[Section, ...]:
+    found = verdict_section(path)
+    return () if found is None else (found,)
 
 
 def _nights(path: Path, options: ReportOptions) -> tuple[Section, ...]:

@@ -92,7 +92,7 @@ def gate_baseline(head_path: Path, file: Path, *, fail_on: frozenset[str] = DEFA
     """A run against a baseline file. Raises RunError, and NotComparableError where the file has nothing to compare."""
     head, baseline = open_run(head_path).view(), read_baseline(file)
     arms = arms_for(baseline, head)
-    matches = [_Match(None, cell, arms.get(cell.cell)) for cell in head.cells]
+    matches = [_Match(None, cell, arms.get(cell.cell) or _skipped(cell)) for cell in head.cells]
     matches += [_Match(cell, None, arm) for cell, arm in missing_from(baseline, head)]
     if not matches:
         raise NotComparableError(f"neither '{head_path}' nor '{file}' has a cell to compare")
@@ -138,6 +138,11 @@ def _matched_runs(base: RunView, head: RunView) -> list[_Match]:
     there = {content_key(cell): cell for cell in base.cells}
     here = {content_key(cell): cell for cell in head.cells}
     return [_Match(there.get(key), here.get(key)) for key in dict.fromkeys([*here, *there])]
+
+
+def _skipped(cell: CellResult) -> Arm | None:
+    """A baseline keeps no cell that cannot be run, so such a cell is not new each night."""
+    return Arm(outcome="skipped", reason=None, expected=True, nights=()) if cell.outcome == "skipped" else None
 
 
 def _require_comparable(base: RunView, head: RunView, matches: Sequence[_Match]) -> None:

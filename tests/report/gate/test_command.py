@@ -10,13 +10,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from epbench.ab_records import AbDirectory, AbRecord, ArmSpec
+from epbench.cells import Cell
 from epbench.cli import app
 from epbench.gate_records import GateSpec, Verdict
 from epbench.records import CellResult, EnvironmentRecord
 from epbench.report.gate.judging import gate_ab, gate_runs
+from epbench.report.gate.section import verdict_section
 from epbench.store import CellEntry, RunDirectory, create_run_at, read_record
 from tests.nights import CELL, EP_CELL, failed_cell, night_cell, night_run, night_view
-from tests.report.sample import environment
+from tests.report.sample import TP2_EP4, environment
 
 OUTPUTS = {"verdict.json", "junit.xml", "summary.md", "comment.md"}
 
@@ -172,6 +174,36 @@ def test_a_cell_that_only_the_baseline_has_is_missing() -> None:
         ("driver", "570.1", "580.2"),
         ("epbench code", "0" * 12, "9" * 12),
     ]
+
+
+def test_a_skipped_cell_is_not_new_each_night() -> None:
+    accepted(5)
+    skipped = failed_cell("skipped", "illegal", Cell(layout=TP2_EP4))
+    found = verdict_of_gate(made(8, night_cell(0.4), ep_cell(), skipped))
+    assert [(cell.word, cell.why) for cell in found.cells][2] == ("no change", "skipped in both")
+
+
+# ---------------------------------------------------------------- on the page
+
+
+def test_the_page_of_a_run_begins_with_its_verdict() -> None:
+    head = made(1, night_cell(0.42), lost())
+    assert verdict_section(head) is None
+    epbench("gate", head, "--baseline", base())
+    section = verdict_section(head)
+    assert section is not None and section.table is not None
+    assert section.title == "Gate: failed" and section.lead.startswith("1 broken: dp4-ep4 eager was ok, is crashed")
+    assert [row[0].text for row in section.table.rows] == ["dp4-ep4 eager", "dp4 eager", "dp4 eager"]
+    assert epbench("report", head).exit_code == 0
+    page = (head / "report.html").read_text("utf-8")
+    assert page.index("Gate: failed</h2>") < page.index("All cells</h2>")
+
+
+def test_a_damaged_verdict_is_said_on_the_page() -> None:
+    head = made(1, night_cell(0.4))
+    (head / "verdict.json").write_text("{")
+    section = verdict_section(head)
+    assert section is not None and "is damaged or of another version" in section.missing
 
 
 # ---------------------------------------------------------------- what may not be compared
