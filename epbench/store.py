@@ -28,6 +28,7 @@ __all__ = [
     "RunDirectory",
     "create_run",
     "create_run_at",
+    "make_directory",
     "new_path",
     "open_run",
     "read_json",
@@ -177,7 +178,7 @@ def new_path(reports_dir: Path, name: str, started: str) -> Path:
 def create_run_at(path: Path, record: RunRecord, scenario_text: str) -> RunDirectory:
     """As :func:`create_run`, at a path of the caller's, where nothing is yet."""
     with writing(path):
-        _make_directory(path)
+        make_directory(path)
     run = RunDirectory(path)
     try:
         replace_file(path / "scenario.toml", scenario_text.encode())
@@ -188,7 +189,8 @@ def create_run_at(path: Path, record: RunRecord, scenario_text: str) -> RunDirec
     return run
 
 
-def _make_directory(path: Path) -> None:
+def make_directory(path: Path) -> None:
+    """Make the directory of a run, where nothing is yet; raises RunError if its path cannot be one."""
     try:
         path.mkdir(parents=True)
     except OSError as error:

@@ -8,16 +8,16 @@ a run directory and a fork server of its own; the idle server holds no device.
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from epbench.ab_records import FILE as ARMS_FILE
 from epbench.ab_records import AbDirectory, AbRecord, open_ab
 from epbench.doctor import check_before_run
-from epbench.errors import EpbenchError
 from epbench.provenance import Device, choose_device, find_gpus
 from epbench.records import CellResult, MachineCheck
 from epbench.runner.ab_plan import OPTIONS, AbOptions, PlannedArm, ab_record, arm_specs, planned_arms
@@ -34,9 +34,9 @@ from epbench.runner.session import Session
 from epbench.runner.sitting import SittingLog
 from epbench.runner.spec import LaunchSpec
 from epbench.runner.turns import ArmProgress, Turn, take_turns
-from epbench.store import RunDirectory, create_run_at, new_path, open_run
-from epbench.wording import shown
-from epbench.writing import write_aside
+from epbench.store import RunDirectory, create_run_at, make_directory, new_path, open_run
+from epbench.wording import place, shown
+from epbench.writing import write_aside, writing
 
 if TYPE_CHECKING:
     from epbench.scenario import Scenario
@@ -53,7 +53,7 @@ class AbOutcome:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Side:
     """Where an arm's launches are started and what they leave behind."""
 
     arm: PlannedArm
@@ -89,19 +89,34 @@ def run_ab(scenario: "Scenario", options: AbOptions) -> AbOutcome:
     with (
         suppress(KeyboardInterrupt),
         Interrupt() as interrupt,
+        _held(path, is_new=there is None) as lock,
         checked_out([(arm.name, arm.spec.checkouts) for arm in arms], path.name) as trees,
     ):
         probed = [_probed(arm, device, path, trees.get(arm.name, [])) for arm in arms]
         checks = check_before_run(options.reports_dir) if device == "cuda" else []
         record = ab_record(scenario, arms, options.launches, there)
-        places = _opened(path, there, record, list(zip(arms, probed, strict=True)), reason)
+        sides = _opened(path, there, record, list(zip(arms, probed, strict=True)), reason)
         with going_on_with(again):
-            _launch(AbDirectory(path), places, options.budget_s, checks, interrupt)
+            _launch(AbDirectory(path), sides, options.budget_s, checks, interrupt, lock=lock)
         interrupted = interrupt.seen
     return AbOutcome(path, _exit_code(path, arms, interrupted, again))
 
 
 # ---------------------------------------------------------------- where it is launched
+
+
+@contextmanager
+def _held(path: Path, *, is_new: bool) -> Iterator[int]:
+    """The directory under lock, before work trees are touched; a new one that ends up empty is removed."""
+    try:
+        if is_new:
+            with writing(path):
+                make_directory(path)
+        with locked(path) as lock:
+            yield lock
+    finally:
+        if is_new and not (path / ARMS_FILE).is_file():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _probed(arm: PlannedArm, device: Device, path: Path, trees: Sequence[Path]) -> tuple[Probed, dict[str, str]]:
@@ -137,28 +152,23 @@ def _opened(
     record: AbRecord,
     arms: Sequence[tuple[PlannedArm, tuple[Probed, dict[str, str]]]],
     reason: str,
-) -> list[_Place]:
+) -> list[_Side]:
     """The two run directories, new or those to go on with; raises RunError when these were made elsewhere."""
-    places = []
-    try:
-        for arm, (probed, variables) in arms:
-            if there is None:
-                gate = arm.scenario.gate.model_copy(update={"looks": record.looks})
-                run_record = record_of(replace(arm.scenario, gate=gate), probed.environment, reason)
-                run = create_run_at(path / arm.name, run_record, _text(arm))
-            else:
-                run = open_run(path / arm.name)
-                check_same(run, probed.environment)
-                run.event({"event": "resumed"})
-            for entry in arm.rows.values():
-                run.write_cell(entry)
-            places.append(_Place(arm, run, probed, variables))
-        AbDirectory(path).write(record)
-    except EpbenchError:
+    sides = []
+    for arm, (probed, variables) in arms:
         if there is None:
-            shutil.rmtree(path, ignore_errors=True)  # it holds nothing yet, and could not be resumed
-        raise
-    return places
+            gate = arm.scenario.gate.model_copy(update={"looks": record.looks})
+            run_record = record_of(replace(arm.scenario, gate=gate), probed.environment, reason)
+            run = create_run_at(path / arm.name, run_record, _text(arm))
+        else:
+            run = open_run(path / arm.name)
+            check_same(run, probed.environment)
+            run.event({"event": "resumed"})
+        for entry in arm.rows.values():
+            run.write_cell(entry)
+        sides.append(_Side(arm, run, probed, variables))
+    AbDirectory(path).write(record)
+    return sides
 
 
 def _text(arm: PlannedArm) -> str:
@@ -171,27 +181,29 @@ def _text(arm: PlannedArm) -> str:
 
 def _launch(
     ab: AbDirectory,
-    places: Sequence[_Place],
+    sides: Sequence[_Side],
     budget_s: float | None,
     checks: Sequence[MachineCheck],
     interrupt: Interrupt,
+    *,
+    lock: int,
 ) -> None:
-    base, head = places
+    base, head = sides
     record = ab.record
     first = record.looks[0] if record.looks else record.launches
     orders, budget = Orders(), Budget(budget_s)
     with locked(base.run.path) as one, locked(head.run.path) as two, make_progress() as progress:
         sessions = [
-            _session(place, first, checks=checks, orders=orders, budget=budget, lock=lock)
-            for place, lock in ((base, one), (head, two))
+            _session(side, first, checks=checks, orders=orders, budget=budget, inherited=(lock, own))
+            for side, own in ((base, one), (head, two))
         ]
-        for session, place in zip(sessions, places, strict=True):  # what is there takes its places before anything new
-            for entry in place.arm.runnable.values():
+        for session, side in zip(sessions, sides, strict=True):  # what is there has its place before anything new
+            for entry in side.arm.runnable.values():
                 session.finish_if_complete(entry)
-        _say_what(progress, ab, places)
+        _say_what(progress, ab, sides)
         told = [
-            ArmProgress(progress, place.arm.name, other.outlook)
-            for place, other in zip(places, sessions[::-1], strict=True)
+            ArmProgress(progress, side.arm.name, other.outlook)
+            for side, other in zip(sides, sessions[::-1], strict=True)
         ]
         with (
             sessions[0].serving(list(base.arm.runnable.values()), told[0], interrupt) as server,
@@ -201,53 +213,59 @@ def _launch(
                 Turn(sessions[0], server, told[0], base.arm.runnable),
                 Turn(sessions[1], other, told[1], head.arm.runnable),
             )
-            _look_by_look(ab, places, turns, interrupt, progress)
-        for session, place in zip(sessions, places, strict=True):
-            for sentence in session.settle(place.arm.runnable.values()):
-                progress.say(f"WRONG {place.arm.name}: {sentence}")
+            _look_by_look(ab, sides, turns, interrupt, progress)
+        for session, side in zip(sessions, sides, strict=True):
+            for sentence in session.settle(side.arm.runnable.values()):
+                progress.say(f"WRONG {side.arm.name}: {sentence}")
     if not interrupt.seen:
         shutil.rmtree(_cache(ab.path), ignore_errors=True)
 
 
 def _session(
-    place: _Place, launches: int, *, checks: Sequence[MachineCheck], orders: Orders, budget: Budget, lock: int
+    side: _Side,
+    launches: int,
+    *,
+    checks: Sequence[MachineCheck],
+    orders: Orders,
+    budget: Budget,
+    inherited: Sequence[int],
 ) -> Session:
-    environment = place.probed.environment
-    measure = place.arm.scenario.measure
+    environment = side.probed.environment
+    measure = side.arm.scenario.measure
     measure = measure.model_copy(update={"comm": measure.comm is True})  # auto: no arm needs ceilings to be compared
     gpus = find_gpus().uuids[: environment.world_size] if environment.device == "cuda" else ()
     return Session(
-        place.run,
+        side.run,
         measure,
         environment,
         launches=launches,
         budget=budget,
-        sitting=SittingLog(place.run, measure, environment, checks=checks),
+        sitting=SittingLog(side.run, measure, environment, checks=checks),
         gpus=gpus,
-        inherited=(lock,),
-        variables=place.variables,
+        inherited=inherited,
+        variables=side.variables,
         orders=orders,
-        python=place.arm.spec.python or sys.executable,
+        python=side.arm.spec.python or sys.executable,
     )
 
 
 def _look_by_look(
-    ab: AbDirectory, places: Sequence[_Place], turns: tuple[Turn, Turn], interrupt: Interrupt, progress: Progress
+    ab: AbDirectory, sides: Sequence[_Side], turns: tuple[Turn, Turn], interrupt: Interrupt, progress: Progress
 ) -> None:
     """All launches of the first look, then for what it leaves open those of the second."""
     record = ab.record
-    cells = list(places[0].arm.rows.values())
+    cells = list(sides[0].arm.rows.values())
     first = record.looks[0] if record.looks else record.launches
     if not take_turns(*turns, cells, launches=first, interrupt=interrupt):
         return
     if record.looks_taken == 0:
-        record = record.model_copy(update={"looks_taken": 1, "to_second_look": _left_open(record, places)})
+        record = record.model_copy(update={"looks_taken": 1, "to_second_look": _left_open(record, sides)})
         ab.write(record)
     if not record.to_second_look:
         return
     count = len(record.to_second_look)
     progress.say(f"after {first} launches {count} of {len(record.pairs)} cells are open: on to {record.looks[1]}")
-    heads = places[1].arm.rows
+    heads = sides[1].arm.rows
     open_cells = [cell for cell in cells if heads[cell.order].cell.id in record.to_second_look]
     for turn in turns:
         for cell in open_cells:
@@ -257,18 +275,18 @@ def _look_by_look(
         ab.write(record.model_copy(update={"looks_taken": 2}))
 
 
-def _left_open(record: AbRecord, places: Sequence[_Place]) -> tuple[str, ...]:
+def _left_open(record: AbRecord, sides: Sequence[_Side]) -> tuple[str, ...]:
     if len(record.looks) < 2:
         return ()
-    base, head = (place.results() for place in places)
+    base, head = (side.results() for side in sides)
     pairs = [pair for pair in record.pairs if pair[0] in base and pair[1] in head]
-    return tuple(undecided(pairs, base, head, places[1].arm.scenario.gate))
+    return tuple(undecided(pairs, base, head, sides[1].arm.scenario.gate))
 
 
-def _say_what(progress: Progress, ab: AbDirectory, places: Sequence[_Place]) -> None:
+def _say_what(progress: Progress, ab: AbDirectory, sides: Sequence[_Side]) -> None:
     progress.say(f"{ab.path}: {len(ab.record.pairs)} cells in both arms, by turns")
-    for place in places:
-        progress.say(f"{place.arm.name}: {place.arm.spec.label} (epbench at {place.probed.place})")
+    for one in sides:
+        progress.say(f"{one.arm.name}: {place(one.arm.spec.label)} (epbench at {place(one.probed.place)})")
 
 
 # ---------------------------------------------------------------- the end
@@ -284,7 +302,9 @@ def _exit_code(path: Path, arms: Sequence[PlannedArm], interrupted: bool, again:
     """130 only if Ctrl-C left something to do."""
     ab = AbDirectory(path)
     if interrupted and not (path.exists() and ab.record.is_complete):
-        write_aside(f"interrupted; go on with: {again}" if path.exists() else "interrupted; nothing was launched")
+        write_aside(
+            f"interrupted; go on with: {again}" if path.exists() else "interrupted before anything was launched"
+        )
         return EXIT_INTERRUPTED
     results = [
         RunDirectory(path / arm.name).read_result(entry.cell.id) for arm in arms for entry in arm.runnable.values()

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel
 
 from epbench.ab_records import ArmSpec
 from epbench.errors import ScenarioError, UnfitMachineError
 from epbench.records import PROTOCOL_VERSION, SCHEMA_VERSION, EnvironmentRecord
 from epbench.runner.spec import LaunchSpec
-from epbench.wording import shown
+from epbench.wording import place, shown
 
 __all__ = ["Probed", "probe"]
 
@@ -26,8 +26,8 @@ import json, sys
 asked = json.load(sys.stdin)
 import epbench
 from epbench.records import PROTOCOL_VERSION, SCHEMA_VERSION
-told = {"protocol": PROTOCOL_VERSION, "schema": SCHEMA_VERSION, "place": list(epbench.__path__)[0]}
-if told["protocol"] == asked["protocol"] and told["schema"] == asked["schema"]:
+told = {"protocol": PROTOCOL_VERSION, "records": SCHEMA_VERSION, "place": list(epbench.__path__)[0]}
+if told["protocol"] == asked["protocol"] and told["records"] == asked["records"]:
     from epbench.errors import EpbenchError
     from epbench.provenance import describe_environment
     from epbench.runner.spec import LaunchSpec
@@ -44,6 +44,17 @@ if told["protocol"] == asked["protocol"] and told["schema"] == asked["schema"]:
     told["environment"] = found.model_dump(mode="json")
 print("epbench:", json.dumps(told))
 """
+
+
+class _Told(BaseModel):
+    """The interpreter's answer; the environment is there if versions agree."""
+
+    protocol: int
+    records: int
+    place: str
+    misread: list[str] = []
+    lacks: str | None = None
+    environment: EnvironmentRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ def probe(
     """
     asked: dict[str, Any] = {
         "protocol": PROTOCOL_VERSION,
-        "schema": SCHEMA_VERSION,
+        "records": SCHEMA_VERSION,
         "spec": spec.model_dump(mode="json"),
         "device": spec.device,
         "world_size": world_size,
@@ -78,30 +89,32 @@ def probe(
     }
     told = _answer(arm.python or sys.executable, variables, asked, where=where)
     _check_versions(told, where)
-    if misread := told.get("misread"):
-        keys = ", ".join(misread[:3])
-        raise ScenarioError(f"{where}: its epbench ({told['place']}) does not know {keys} of this epbench's orders")
-    if lacks := told.get("lacks"):
-        raise UnfitMachineError(f"{where}: {lacks}")
-    try:
-        environment = EnvironmentRecord.model_validate(told["environment"])
-    except ValidationError:
-        raise ScenarioError(f"{where}: its epbench ({told['place']}) describes its environment otherwise") from None
+    if told.misread:
+        keys = place(", ".join(told.misread[:3]))
+        raise ScenarioError(f"{where}: its epbench ({place(told.place)}) does not know {keys} of this epbench's orders")
+    if told.lacks:
+        raise UnfitMachineError(f"{where}: {place(told.lacks)}")
+    environment = told.environment
+    if environment is None:
+        raise ScenarioError(f"{where}: its epbench ({place(told.place)}) does not describe its environment")
     if spec.device == "cuda" and environment.cuda is None:
-        raise UnfitMachineError(f"{where}: its torch {environment.torch} is built without CUDA")
-    return Probed(environment, told["place"])
+        raise UnfitMachineError(f"{where}: its torch {place(environment.torch)} is built without CUDA")
+    return Probed(environment, told.place)
 
 
-def _check_versions(told: Mapping[str, Any], where: str) -> None:
-    for name, ours in (("protocol", PROTOCOL_VERSION), ("schema", SCHEMA_VERSION)):
-        if told[name] != ours:
+def _check_versions(told: _Told, where: str) -> None:
+    for name, theirs, ours in (
+        ("protocol", told.protocol, PROTOCOL_VERSION),
+        ("schema", told.records, SCHEMA_VERSION),
+    ):
+        if theirs != ours:
             raise ScenarioError(
-                f"{where}: its epbench ({told['place']}) is of {name} {told[name]}, this one of {ours}: "
+                f"{where}: its epbench ({place(told.place)}) is of {name} {theirs}, this one of {ours}: "
                 "numbers of two ways of measuring are never compared"
             )
 
 
-def _answer(python: str, variables: Mapping[str, str], asked: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+def _answer(python: str, variables: Mapping[str, str], asked: Mapping[str, Any], *, where: str) -> _Told:
     try:
         done = subprocess.run(
             [python, "-c", _PROGRAM], check=False, capture_output=True, text=True, errors="replace",
@@ -111,10 +124,9 @@ def _answer(python: str, variables: Mapping[str, str], asked: Mapping[str, Any],
         raise ScenarioError(f"{where}: cannot run '{python}': {shown(str(error), limit=100)}") from None
     lines = [line.removeprefix("epbench: ") for line in done.stdout.splitlines() if line.startswith("epbench: ")]
     try:
-        told: dict[str, Any] = json.loads(lines[-1])
-    except (IndexError, ValueError):
+        return _Told.model_validate_json(lines[-1])
+    except (IndexError, ValueError):  # among them what pydantic raises
         raise ScenarioError(f"{where}: {_why_not(python, done.stderr)}") from None
-    return told
 
 
 def _why_not(python: str, stderr: str) -> str:

@@ -21,6 +21,7 @@ from epbench.gate_records import CellVerdict, GateSpec
 from epbench.layout import Layout
 from epbench.provenance import describe_environment
 from epbench.runner.ab import AbOptions, AbOutcome, run_ab
+from epbench.runner.lock import locked
 from epbench.runner.probe import Probed, probe
 from epbench.runner.server import ForkServer
 from epbench.runner.spec import LaunchSpec
@@ -121,6 +122,27 @@ def test_looks_are_fixed_and_arms_are_kept(two_looks: AbDirectory) -> None:
             ab(scenario, resume=two_looks.path, **options)
 
 
+def test_a_second_parent_waits_before_it_touches_anything(two_looks: AbDirectory) -> None:
+    scenario = two_looks.path.parent.parent / "scenario.toml"
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        locked(two_looks.path),
+        pytest.raises(RunError, match=f"is being run by process {os.getpid()} on"),
+    ):
+        patch.setattr("epbench.runner.ab.checked_out", None)
+        ab(scenario, resume=two_looks.path)
+
+
+def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = ab_scenario(tmp_path)
+    with pytest.raises(ScenarioError, match="--head: '/bin/sh' cannot be an arm"):
+        ab(scenario, head=["/bin/sh"])
+    assert list((tmp_path / "reports").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot make the run directory under"):
+        run_ab(load_scenario(scenario), AbOptions(reports_dir=tmp_path / "file"))
+
+
 def test_ctrl_c_once_and_going_on(
     server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +236,7 @@ PACKAGE = {
         ({"epbench.py": ""}, "has no epbench that can be an arm"),
         ({"epbench/__init__.py": "raise ImportError('a \\x1b[31m b')"}, "cannot be an arm: .ImportError: a"),
         ({"epbench/__init__.py": "print('epbench: no json'); raise SystemExit"}, "cannot be an arm: 'it said nothing'"),
+        ({"epbench/__init__.py": "print('epbench: {}'); raise SystemExit"}, "cannot be an arm: 'it said nothing'"),
     ],
 )
 def test_an_epbench_that_cannot_be_an_arm(files: dict[str, str], said: str, tmp_path: Path) -> None:

@@ -353,6 +353,17 @@ def test_a_damaged_record(reports: Path, old: str, new: str, said: str) -> None:
         open_ab(path)
 
 
+def test_more_launches_open_it_again(scenario: Scenario, reports: Path) -> None:
+    there = open_ab("1111", reports_dir=reports)
+    done = there.record.model_copy(update={"looks": (), "looks_taken": 1})
+    there.write(done)
+    arms = plan(scenario, "")
+    assert ab_record(scenario, arms, None, there) == done
+    assert ab_record(scenario, arms, 5, there) == done
+    more = ab_record(scenario, arms, 8, there)
+    assert (more.launches, more.looks_taken, more.pairs) == (8, 0, done.pairs)
+
+
 def test_the_last_look_ends_it() -> None:
     looks = [(0, ()), (1, ()), (1, ("b",)), (2, ("b",))]
     done = [RECORD.model_copy(update={"looks_taken": taken, "to_second_look": left}) for taken, left in looks]
