@@ -1,6 +1,7 @@
 # make quick   set up, measure the quick scenario on whatever this machine has, print the report's path
 # make test    set up, run all tests, two files at a time, the dearest first (tests/conftest.py)
 #              (those of the report's page where a chromium is in PATH; EPBENCH_REQUIRE_BROWSER=1: fail without one)
+# make perf    set up, time the parts of a layer, two ranks' exchanges and the parent's work; see docs/perf.md
 # make lint    set up, check format, lint, types and the layers between packages
 #
 # PYTHON=... chooses the interpreter that .venv is made with; pip's own settings choose where packages come from.
@@ -15,7 +16,7 @@ EPBENCH := $(VENV)/bin/epbench
 COUNT_GPUS := $(VENV)/bin/python -c "from epbench.provenance import find_gpus; print(len(find_gpus()))"
 
 .DEFAULT_GOAL := quick
-.PHONY: quick test lint install clean
+.PHONY: quick test perf lint install clean
 
 install: $(DEV_READY)
 
@@ -41,6 +42,11 @@ quick: $(READY)
 
 test: $(DEV_READY)
 	$(VENV)/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
+
+perf: $(DEV_READY)
+	@mkdir -p .benchmarks
+	EPBENCH_TRACE_MB=10 $(VENV)/bin/pytest tests/perf --benchmark-only --benchmark-autosave --benchmark-json .benchmarks/perf.json \
+	  --benchmark-columns median,iqr,rounds,iterations --benchmark-sort name -q
 
 lint: $(DEV_READY)
 	$(VENV)/bin/ruff format --check .

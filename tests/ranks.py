@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnC
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run_on_ranks"]
+__all__ = ["beside_rank_1", "run_on_ranks"]
 
 _TIMEOUT_S = 240.0
 _STACKS_AFTER_S = 200.0  # a rank that is still at work writes down where it is
@@ -30,7 +30,6 @@ Work = tuple[Callable[..., Any], Any, str]  # function, arguments, backend
 
 def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: Work) -> None:
     import torch
-    import torch.distributed as dist
 
     faulthandler.dump_traceback_later(_STACKS_AFTER_S, file=os.open(_stacks(store, rank), os.O_CREAT | os.O_WRONLY))
     warnings.simplefilter("error")
@@ -41,18 +40,24 @@ def _rank(rank: int, world_size: int, store: str, pipe: Connection, work: Work) 
     try:
         if backend == "nccl":
             torch.cuda.set_device(rank)
-        dist.init_process_group(
-            backend,
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=world_size,
-            timeout=timedelta(seconds=_TIMEOUT_S),
-        )
+        _join(backend, store, rank, world_size)
         pipe.send((True, function(*arguments)))
         _linger(pipe)
     except BaseException:
         pipe.send((False, traceback.format_exc()))
     os._exit(0)
+
+
+def _join(backend: str, store: str, rank: int, world_size: int) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        backend,
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=_TIMEOUT_S),
+    )
 
 
 def _stacks(store: str, rank: int) -> str:
@@ -76,14 +81,15 @@ def _context(backend: str) -> ForkServerContext | SpawnContext:
 
 
 @contextmanager
-def _world(size: int, work: Work) -> Iterator[tuple[list[Connection], str]]:
+def _world(size: int, work: Work, *, first: int = 0) -> Iterator[tuple[list[Connection], str]]:
+    """Ranks from ``first`` on at work: the pipes that they answer in, and the file in which they meet."""
     context = _context(work[2])
-    pipes = [context.Pipe(duplex=False) for _ in range(size)]
+    pipes = [context.Pipe(duplex=False) for _ in range(first, size)]
     processes: list[ForkServerProcess | SpawnProcess] = []
     with tempfile.TemporaryDirectory() as directory:
         store = str(Path(directory) / "store")
         try:
-            for rank, (_, theirs) in enumerate(pipes):
+            for rank, (_, theirs) in enumerate(pipes, start=first):
                 process = context.Process(target=_rank, args=(rank, size, store, theirs, work), daemon=True)
                 process.start()
                 theirs.close()
@@ -120,3 +126,25 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *arguments: Any,
     failures.sort(key=lambda text: any(secondary in text for secondary in peers))
     assert not failures, failures[0]
     return [value for _, value in results]
+
+
+@contextmanager
+def beside_rank_1(function: Callable[..., Any], *arguments: Any, backend: str = "gloo") -> Iterator[None]:
+    """Makes this process rank 0 of a world of two while the block runs; rank 1 calls ``function(*arguments)``.
+
+    AssertionError with the traceback of rank 1 if it fails, also where rank 0 fails because of that.
+    """
+    import torch.distributed as dist
+
+    with _world(2, (function, arguments, backend), first=1) as ((pipe,), store):
+        _join(backend, store, 0, 2)
+        try:
+            yield
+            failed = not (answer := _receive(pipe, 1, store))[0]
+        except RuntimeError:
+            failed = pipe.poll(1) and not (answer := _receive(pipe, 1, store))[0]
+            if not failed:
+                raise
+        finally:
+            dist.destroy_process_group()
+        assert not failed, f"rank 1 failed:\n{answer[1]}"
