@@ -104,6 +104,12 @@ def test_looks_pairs_and_limits_are_told() -> None:
     assert "Nothing else that is recorded differs." in text and "accept" not in text
 
 
+def test_counters_that_did_not_change_are_counted_only() -> None:
+    same = cell("tp2", "no change", timing(1.0, "no change"), counter(2**30, 2**30), counter(0, 0, metric="recompiles"))
+    text = render_verdict(verdict(same))
+    assert "Counters: none of 2 changed." in text and "peak memory" not in text
+
+
 def test_no_control_character_reaches_a_terminal() -> None:
     text = render_verdict(nasty())
     assert not {"\x00", "\x1b", "\x85", "\u202e", "\u2028", "\udc80"} & set(text)
