@@ -61,7 +61,9 @@ class GateSpec(Frozen):
     absolute_floor_s: float = Field(0.001, ge=0, description="a smaller change of a timing is never a regression")
     alpha: float = Field(0.01, gt=0, lt=0.5, description="false alarms a night, over all cells and looks")
     detectable: float = Field(
-        0.1, gt=0, description="launches that scatter so much that a growth of this size would be missed decide nothing"
+        0.25,
+        gt=0,
+        description="launches that scatter so much that a growth of this size would be missed decide nothing",
     )
     looks: tuple[int, ...] = Field(
         (), description="launches after which the arms are compared, fixed in advance, two at most; (): after all"

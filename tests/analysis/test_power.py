@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from epbench.analysis.differences import Difference, Floats, growth_found, holm, nights, paired, welch
 from epbench.analysis.noise import Noise, smallest_gated_change
+from epbench.gate_records import GateSpec
 
 ALPHA = 0.01
 NIGHTS = 20_000
@@ -140,6 +141,21 @@ def test_what_the_gate_says_it_finds_is_found_in_95_nights_of_100(name: str, fam
         head[:, 0] += math.log1p(change)
         found = (holm(paired(base, head).above(math.log1p(limit)))[:, 0] <= ALPHA).mean()
         assert found == pytest.approx(0.95, abs=slack(0.95, NIGHTS // 2))
+
+
+@pytest.mark.parametrize("cells", [2, 6])
+def test_five_launches_rarely_leave_a_night_of_equal_arms_undecided(cells: int) -> None:
+    """By the defaults, half of the cells compiled, which scatter most: a gate that mostly shrugs is ignored too."""
+    spec, family = GateSpec(), 2 * cells
+    random = np.random.default_rng(cells)
+    undecided = np.zeros(NIGHTS, dtype=bool)
+    for name, sd in NOISES.items():
+        limit = math.log1p(spec.also["step_s"] if name.endswith("step") else spec.practical_limit)
+        base, head = (sd * normal(random, NIGHTS, cells // 2, 5) for _ in range(2))
+        unit = math.log1p(growth_found(0.001, 4, limit=limit, alpha=ALPHA / family)) - limit
+        found = limit + paired(base, head).error * unit / 0.001
+        undecided |= (found > math.log1p(spec.detectable)).any(axis=-1)
+    assert undecided.mean() <= 0.02
 
 
 @pytest.mark.parametrize("count", [5, 15])
