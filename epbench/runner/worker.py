@@ -4,9 +4,9 @@ The passes are apart because each changes what the others measure: a profiler in
 2.17x into a 1.87x (pytorch #181043). Everything that this rank learns goes to its ``rank-N.jsonl``; the
 parent judges.
 
-Forked by the elastic agent on one node; under torchrun's command line, for several nodes::
+Forked by the elastic agent of its node; by hand, to look at one launch, under torchrun's command line::
 
-    torchrun --nnodes 2 --nproc-per-node 8 ... -m epbench.runner.worker LAUNCH/spec.json
+    torchrun --nproc-per-node 8 -m epbench.runner.worker LAUNCH/spec.json
 """
 
 import faulthandler
