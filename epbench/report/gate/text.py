@@ -12,7 +12,7 @@ from epbench.report.gate.tables import (
     limits_text,
     timing_table,
 )
-from epbench.report.gate.words import CHANGES, UNJUDGED, reason, title_of, worst_first
+from epbench.report.gate.words import CHANGES, UNJUDGED, in_words, reason, title_of, worst_first
 from epbench.report.tables import Table
 from epbench.report.terminal import drawn
 from epbench.report.text import clean
@@ -96,7 +96,7 @@ def unjudged_lines(verdict: Verdict) -> Iterator[str]:
         if cell.word in UNJUDGED:
             yield _line(cell)
         elif cell.word == "no change" and cell.why:
-            yield f"{clean(cell.name, 160)}: {clean(cell.why, 600)}"
+            yield f"{clean(cell.name, 160)}: {in_words(cell.why)}"
         else:
             for change in cell.metrics:
                 if change.gated and change.word == "inconclusive":

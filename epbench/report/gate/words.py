@@ -4,6 +4,7 @@ Everything that is shown of a verdict passes through here, for its names come fr
 """
 
 import math
+import re
 from collections.abc import Collection, Iterable, Sequence
 
 from epbench.analysis.statistics import Interval
@@ -23,6 +24,7 @@ __all__ = [
     "deciding",
     "exit_code_of",
     "heading_of",
+    "in_words",
     "is_quiet",
     "launches_text",
     "limit_text",
@@ -54,6 +56,7 @@ _NAMES = {
     "graph_breaks": "graph breaks",
     "recompiles": "recompiles",
 }
+_FIELDS = re.compile(rf"\b({'|'.join(_NAMES)})\b")
 _OUTCOMES = {0: "passed", 3: "failed", 4: "not decided", 5: "cells are not as expected"}
 _PLURALS = {"regression": "regressions", "improvement": "improvements"}
 
@@ -143,7 +146,12 @@ def reason(cell: CellVerdict) -> str:
     if found and cell.word in ("regression", "improvement"):
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         return " and ".join(map(_against_limit, found[:_NAMED])) + more
-    return clean(cell.why or next((change.why for change in found), ""), 600)
+    return in_words(cell.why or next((change.why for change in found), ""))
+
+
+def in_words(why: str) -> str:
+    """A sentence of the statistics, which calls metrics by their fields."""
+    return _FIELDS.sub(lambda found: _NAMES[found[0]], clean(why, 600))
 
 
 def _against_limit(change: MetricChange) -> str:

@@ -10,9 +10,11 @@ from epbench.gate_records import CellVerdict, MetricChange
 from epbench.report.gate.words import (
     changed_text,
     exit_code_of,
+    in_words,
     launches_text,
     metric_text,
     parse_fail_on,
+    reason,
     summary_of,
     value_text,
     worst_first,
@@ -166,3 +168,10 @@ def test_small_texts() -> None:
     assert launches_text(timing(base_nights=8, base_launches=40)) == "8 nights+5"
     assert launches_text(timing(head_launches=4)) == "5+4"
     assert metric_text("transfer_s:all_to_all/combine/backward/ep") == "all_to_all/combine/backward/ep"
+
+
+def test_metrics_are_called_by_name_in_sentences() -> None:
+    why = "step_s: launches scatter by 6 %; device_work_s is not known in both arms, step_s is judged instead"
+    told = "step: launches scatter by 6 %; device work is not known in both arms, step is judged instead"
+    assert reason(cell("tp2", "inconclusive", why=why)) == told
+    assert in_words("my_step_s_x stays") == "my_step_s_x stays"
