@@ -58,8 +58,8 @@ def serve_head(options: NodeOptions) -> None:
         write_aside(f"joined {welcome.run} as node {options.rank} of {welcome.nodes}")
         log = welcome.run / f"server-node-{options.rank}.log"
         variables = launch_variables(welcome.device, gloo_interface(link.here) | dict(os.environ))
-        with ForkServer(variables, log) as server, Interrupt():
-            _Node(link, server, options.rank).serve()
+        with ForkServer(variables, log) as server, Interrupt() as interrupt:
+            _Node(link, server, options.rank).serve(interrupt)
     except LinkLostError as error:
         raise UnfitMachineError(f"the head is gone: {error}; its ranks on this node are ended") from None
     finally:
@@ -104,9 +104,13 @@ class _Node:
         self._kills: int | None = None
         self._ends: list[Any] = [link, server]
 
-    def serve(self) -> None:
+    def serve(self, interrupt: Interrupt) -> None:
         """Until the head says that it is done; raises LinkLostError if it goes without a word."""
+        is_told = False
         while True:
+            if interrupt.seen and not is_told:
+                write_aside("the head decides when this node ends; the same signal again ends it at once")
+                is_told = True
             order = self._link.receive(0 if self._number is not None else _POLL_S)
             if order is not None:
                 if order.get("done"):

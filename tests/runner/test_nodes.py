@@ -29,6 +29,7 @@ from epbench.layout import Layout
 from epbench.provenance import describe_environment
 from epbench.records import EnvironmentRecord
 from epbench.runner import joining, nodes
+from epbench.runner.interrupt import Interrupt
 from epbench.runner.joining import Meeting, Member, Welcome, differences, gathered, introduce
 from epbench.runner.launch import RunOptions, run_scenario
 from epbench.runner.launched import LaunchRecord
@@ -387,7 +388,7 @@ class Pair:
 
     def _serve(self) -> None:
         with suppress(LinkLostError, OSError):
-            _Node(self.node_link, self.there, 1).serve()  # type: ignore[arg-type]
+            _Node(self.node_link, self.there, 1).serve(Interrupt())  # type: ignore[arg-type]
 
     def __enter__(self) -> "Pair":
         self.thread.start()
