@@ -59,6 +59,7 @@ class GateSpec(Frozen):
         default_factory=lambda: {"step_s": 0.05}, description="further timings: allowed relative growth"
     )
     absolute_floor_s: float = Field(0.001, ge=0, description="a smaller change of a timing is never a regression")
+    absolute_floor_bytes: int = Field(2**20, ge=0, description="likewise of peak memory")
     alpha: float = Field(0.01, gt=0, lt=0.5, description="false alarms a night, over all cells and looks")
     detectable: float = Field(
         0.25,

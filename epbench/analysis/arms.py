@@ -9,14 +9,14 @@ round, and from then on indices run ahead. Pairs by index would then be launches
 """
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from epbench.analysis.noise import machine_start
 from epbench.gate_records import TIMINGS
 from epbench.records import CellResult, LaunchValue
 
-__all__ = ["MIN_NIGHTS", "TRANSFER", "Arm", "Night", "arm_of"]
+__all__ = ["MIN_NIGHTS", "TRANSFER", "Arm", "Night", "arm_of", "rounds_of"]
 
 MIN_NIGHTS = 5  # of a baseline that decides; with fewer it is settling
 TRANSFER = "transfer_s:"  # then op/purpose/phase/axis
@@ -56,12 +56,20 @@ def arm_of(cell: CellResult, *, source: Hashable, launches: int | None = None) -
     return Arm(outcome=cell.outcome, reason=cell.reason, expected=cell.expected, nights=(night,))
 
 
-def _in_rounds(launches: Sequence[LaunchValue], source: Hashable) -> Iterator[tuple[int, Hashable, LaunchValue]]:
-    """The valid launches, each with the number of its round, from 0, and its round."""
+def rounds_of(launches: Iterable[LaunchValue]) -> list[tuple[int, LaunchValue]]:
+    """All launches by index, each with the number of its round, from 0: a repeat shares that of what it repeats."""
+    found: list[tuple[int, LaunchValue]] = []
     number, may_repeat = -1, False
     for launch in sorted(launches, key=lambda one: one.index):
         is_repeat, may_repeat = may_repeat, not may_repeat and not launch.valid
         number += not is_repeat
+        found.append((number, launch))
+    return found
+
+
+def _in_rounds(launches: Sequence[LaunchValue], source: Hashable) -> Iterator[tuple[int, Hashable, LaunchValue]]:
+    """The valid launches, each with the number of its round, and its round."""
+    for number, launch in rounds_of(launches):
         if launch.valid:
             yield number, (source, number, machine_start(launch)), launch
 

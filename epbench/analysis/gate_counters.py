@@ -1,6 +1,6 @@
 """One count of one cell in both arms: it does not scatter, so one launch is enough and no test is made."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from epbench.analysis.arms import Arm
@@ -15,7 +15,17 @@ def counters_of(base: Arm, head: Arm, spec: GateSpec, *, gated: bool) -> Iterato
     for metric, allowed in spec.allowed.items():
         values = [_value(arm, metric) for arm in (base, head)]
         if values != [None, None]:
-            yield _change(metric, values[0], values[1], allowed=allowed, gated=gated, nights=len(base.nights))
+            limit = max(allowed, _floor(metric, values, spec))
+            yield _change(metric, values[0], values[1], allowed=limit, gated=gated, nights=len(base.nights))
+
+
+def _floor(metric: str, values: Sequence[float | None], spec: GateSpec) -> float:
+    """The growth that the absolute floor of memory allows: of the smaller arm, so that a swap changes nothing.
+
+    A few megabytes on CPU ranks grow by a twentieth when two threads meet otherwise.
+    """
+    known = [value for value in values if value]
+    return spec.absolute_floor_bytes / min(known) if metric == "peak_allocated_bytes" and known else 0.0
 
 
 def _value(arm: Arm, metric: str) -> float | None:

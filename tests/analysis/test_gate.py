@@ -142,12 +142,19 @@ def compiled(graph_breaks: int) -> dict[str, Any]:
     return {"compile": CompileRecord(graph_breaks=graph_breaks, recompiles=0)}
 
 
+def peak(allocated: int) -> dict[str, Any]:
+    return {"peak_allocated_bytes": allocated}
+
+
 @pytest.mark.parametrize(
     ("base", "head", "name", "word"),
     [
-        ({}, {"peak_allocated_bytes": 1_050_000_000}, "peak_allocated_bytes", "regression"),
-        ({}, {"peak_allocated_bytes": 1_010_000_000}, "peak_allocated_bytes", "no change"),
-        ({}, {"peak_allocated_bytes": 980_000_000}, "peak_allocated_bytes", "improvement"),
+        ({}, peak(1_050_000_000), "peak_allocated_bytes", "regression"),
+        ({}, peak(1_010_000_000), "peak_allocated_bytes", "no change"),
+        (peak(4_000_000), peak(5_040_000), "peak_allocated_bytes", "no change"),
+        (peak(4_000_000), peak(5_060_000), "peak_allocated_bytes", "regression"),
+        (peak(5_040_000), peak(4_000_000), "peak_allocated_bytes", "no change"),
+        ({}, peak(980_000_000), "peak_allocated_bytes", "improvement"),
         (TRACED, with_calls(9), "collective_count", "regression"),
         (TRACED, with_calls(7), "collective_count", "improvement"),
         (TRACED, TRACED | {"collectives": []}, "collective_bytes", "improvement"),

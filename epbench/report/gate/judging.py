@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from epbench.ab_records import open_ab
-from epbench.analysis.arms import Arm, arm_of
+from epbench.analysis.arms import Arm, arm_of, rounds_of
 from epbench.analysis.gate import Judged, Pair, judge, worst
 from epbench.analysis.statistics import launch_interval
 from epbench.baselines.arms import acknowledge, arms_for, missing_from
@@ -160,12 +160,8 @@ def _require_comparable(base: RunView, head: RunView, matches: Sequence[_Match])
 
 
 def _rounds(cell: CellResult) -> int:
-    """Rounds that were launched: a repeat of an invalid launch is in the round of what it repeats."""
-    count, may_repeat = 0, False
-    for launch in sorted(cell.launch_values, key=lambda one: one.index):
-        is_repeat, may_repeat = may_repeat, not may_repeat and not launch.valid
-        count += not is_repeat
-    return count
+    """Rounds that were launched."""
+    return 1 + max((number for number, _ in rounds_of(cell.launch_values)), default=-1)
 
 
 # ---------------------------------------------------------------- the verdict
