@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from epbench.ab_records import FILE as ARMS_FILE
 from epbench.ab_records import AbDirectory, AbRecord, open_ab
+from epbench.cells import MeasureSpec
 from epbench.doctor import check_before_run
 from epbench.provenance import Device, choose_device, find_gpus
 from epbench.records import CellResult, MachineCheck
@@ -121,24 +122,19 @@ def _held(path: Path, *, is_new: bool) -> Iterator[int]:
 
 def _probed(arm: PlannedArm, device: Device, path: Path, trees: Sequence[Path]) -> tuple[Probed, dict[str, str]]:
     variables = arm_variables(arm.spec, device, first=trees, cache=_cache(path) / arm.name)
-    cells = [entry.cell for entry in arm.runnable.values()]
-    spec = LaunchSpec(
-        cell=cells[0],
-        kind="measure",
-        index=0,
-        order=0,
-        device=device,
-        measure=arm.scenario.measure,
-        directory=path.absolute(),
-    )
-    found = probe(
-        arm.spec,
-        variables,
-        spec=spec,
-        world_size=max(cell.world_size for cell in cells),
-        stacks=sorted({cell.train.stack for cell in cells}),
-        where=OPTIONS[arm.name],
-    )
+    specs = [
+        LaunchSpec(
+            cell=entry.cell,
+            kind="measure",
+            index=0,
+            order=0,
+            device=device,
+            measure=_measure(arm.scenario),
+            directory=path.absolute(),
+        )
+        for entry in arm.runnable.values()
+    ]
+    found = probe(arm.spec, variables, specs=specs, where=OPTIONS[arm.name])
     return found, variables
 
 
@@ -221,6 +217,11 @@ def _launch(
         shutil.rmtree(_cache(ab.path), ignore_errors=True)
 
 
+def _measure(scenario: "Scenario") -> MeasureSpec:
+    """How both arms are measured; no arm needs ceilings to be compared, so only who asks for them gets them."""
+    return scenario.measure.model_copy(update={"comm": scenario.measure.comm is True})
+
+
 def _session(
     side: _Side,
     launches: int,
@@ -231,8 +232,7 @@ def _session(
     inherited: Sequence[int],
 ) -> Session:
     environment = side.probed.environment
-    measure = side.arm.scenario.measure
-    measure = measure.model_copy(update={"comm": measure.comm is True})  # auto: no arm needs ceilings to be compared
+    measure = _measure(side.arm.scenario)
     gpus = find_gpus().uuids[: environment.world_size] if environment.device == "cuda" else ()
     return Session(
         side.run,
@@ -246,6 +246,7 @@ def _session(
         variables=side.variables,
         orders=orders,
         python=side.arm.spec.python or sys.executable,
+        new_keys=side.probed.new_keys,
     )
 
 

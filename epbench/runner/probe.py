@@ -21,6 +21,7 @@ from epbench.wording import place, shown
 __all__ = ["Probed", "probe"]
 
 _TIMEOUT_S = 120
+_BY_LAUNCH = frozenset({"kind", "index", "order", "repeats", "device", "detailed", "partitions", "directory"})
 _PROGRAM = """
 import json, sys
 asked = json.load(sys.stdin)
@@ -35,7 +36,7 @@ if told["protocol"] == asked["protocol"] and told["records"] == asked["records"]
     try:
         LaunchSpec.model_validate(asked["spec"])
     except ValueError as error:
-        told["misread"] = [".".join(map(str, one["loc"])) for one in error.errors()]
+        told["misread"] = [[".".join(map(str, one["loc"])), one["type"]] for one in error.errors()]
     try:
         require_installed(asked["stacks"])
     except EpbenchError as error:
@@ -52,7 +53,7 @@ class _Told(BaseModel):
     protocol: int
     records: int
     place: str
-    misread: list[str] = []
+    misread: list[tuple[str, str]] = []  # key of an order, and what is wrong with it
     lacks: str | None = None
     environment: EnvironmentRecord | None = None
 
@@ -63,34 +64,36 @@ class Probed:
 
     environment: EnvironmentRecord
     place: str  # where its epbench is imported from
+    new_keys: tuple[str, ...] = ()  # of orders, that it does not know and needs not know: all are at their defaults
 
 
 def probe(
     arm: ArmSpec,
     variables: Mapping[str, str],
     *,
-    spec: LaunchSpec,
-    world_size: int,
-    stacks: Sequence[str],
+    specs: Sequence[LaunchSpec],
     where: str,
 ) -> Probed:
-    """Runs the arm's interpreter; ``spec`` is an order such as its ranks will get.
+    """Runs the arm's interpreter; ``specs`` are orders such as its ranks will get, one for each cell.
 
     Raises ScenarioError if it has no epbench, or one that this epbench cannot work with, and UnfitMachineError if it
     lacks what the cells need.
     """
+    spec = specs[0]
+    stacks = sorted({one.cell.train.stack for one in specs})
     asked: dict[str, Any] = {
         "protocol": PROTOCOL_VERSION,
         "records": SCHEMA_VERSION,
         "spec": spec.model_dump(mode="json"),
         "device": spec.device,
-        "world_size": world_size,
-        "stacks": list(stacks),
+        "world_size": max(one.cell.world_size for one in specs),
+        "stacks": stacks,
     }
     told = _answer(arm.python or sys.executable, variables, asked, where=where)
     _check_versions(told, where)
-    if told.misread:
-        keys = place(", ".join(told.misread[:3]))
+    needed = [key for key, kind in told.misread if not (kind == "extra_forbidden" and _is_idle(key, specs))]
+    if needed:
+        keys = place(", ".join(needed[:3]))
         raise ScenarioError(f"{where}: its epbench ({place(told.place)}) does not know {keys} of this epbench's orders")
     if told.lacks:
         raise UnfitMachineError(f"{where}: {place(told.lacks)}")
@@ -99,7 +102,20 @@ def probe(
         raise ScenarioError(f"{where}: its epbench ({place(told.place)}) does not describe its environment")
     if spec.device == "cuda" and environment.cuda is None:
         raise UnfitMachineError(f"{where}: its torch {place(environment.torch)} is built without CUDA")
-    return Probed(environment, told.place)
+    return Probed(environment, told.place, tuple(key for key, _ in told.misread))
+
+
+def _is_idle(key: str, specs: Sequence[LaunchSpec]) -> bool:
+    """Whether a key is at its default in all orders, now and in later launches."""
+    if key.partition(".")[0] in _BY_LAUNCH:
+        return False
+    for spec in specs:
+        told: Any = spec.model_dump(mode="json", exclude_defaults=True)
+        for name in key.split("."):
+            told = told.get(name) if isinstance(told, dict) else None
+        if told is not None:
+            return False
+    return True
 
 
 def _check_versions(told: _Told, where: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from epbench.errors import UnfitMachineError
 from epbench.runner.processes import descendants, kill_all, stat_of
 from epbench.runner.spec import LaunchSpec
-from epbench.writing import writing
+from epbench.writing import write_atomically, writing
 
 __all__ = ["ForkServer", "LaunchServer", "launch_variables"]
 
@@ -83,7 +83,11 @@ class ForkServer:
         *,
         inherited: Sequence[int] = (),
         python: str = sys.executable,
+        new_keys: Sequence[str] = (),
     ) -> None:
+        self._new_keys = tuple(
+            new_keys
+        )  # of orders, all at their defaults, that the epbench of ``python`` does not know
         self._python = python  # another interpreter has a torch and an epbench of its own
         self._variables = dict(variables)
         self._log = log
@@ -146,6 +150,8 @@ class ForkServer:
 
     def launch(self, spec: Path, *, node: int = 0) -> None:
         """Order the ranks of a node; :meth:`wait` tells when all of their processes are gone."""
+        if self._new_keys:
+            _leave_out(spec, self._new_keys)
         self._send({"launch": str(spec.resolve()), "node": node})
 
     def ask(self, ranks: Mapping[int, int]) -> dict[int, str | None]:
@@ -210,3 +216,15 @@ class ForkServer:
 def _why_deaf(process_id: int) -> str | None:
     stat = stat_of(process_id)
     return _DEAF.get(stat[0]) if stat else None
+
+
+def _leave_out(spec: Path, keys: Sequence[str]) -> None:
+    """Takes keys, dotted, off an order."""
+    order: dict[str, Any] = json.loads(spec.read_text(encoding="utf-8"))
+    for key in keys:
+        *tables, name = key.split(".")
+        table = order
+        for one in tables:
+            table = table[one]
+        table.pop(name, None)
+    write_atomically(spec, json.dumps(order, indent=2))

@@ -42,8 +42,8 @@ __all__ = ["Interrupt", "Session"]
 class Session:
     """One sitting: the launches of a run that are made now.
 
-    ``python`` and ``variables`` are what the fork server is started with; ``orders`` is shared by sittings that take
-    turns, so that the launches of all of them have places in one sequence.
+    ``python``, ``new_keys`` and ``variables`` are what the fork server is started with; ``orders`` is shared by those
+    that take turns, so that the launches of all of them have places in one sequence.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Session:
         gpus: Sequence[str] = (),
         inherited: Sequence[int] = (),
         python: str = sys.executable,
+        new_keys: Sequence[str] = (),
         variables: Mapping[str, str] | None = None,
         orders: Orders | None = None,
         members: Sequence[Member] = (),
@@ -71,7 +72,7 @@ class Session:
         self._sitting = sitting
         self._gpus = gpus  # UUIDs in the order of local ranks
         self._inherited = inherited  # descriptors that every process of every launch holds open
-        self._python = python
+        self._python, self._new_keys = python, new_keys
         self._members = members  # the other nodes
         self._variables = launch_variables(environment.device) if variables is None else variables
         self._nvml: Nvml | None = None
@@ -126,7 +127,7 @@ class Session:
                 self._durations.learn(entry.cell, launch)
         library = open_nvml() if self._gpus else nullcontext()
         log = self._run.path / "server.log"
-        here = ForkServer(self._variables, log, inherited=self._inherited, python=self._python)
+        here = ForkServer(self._variables, log, inherited=self._inherited, python=self._python, new_keys=self._new_keys)
         with over_nodes(here, self._members) as server, library as self._nvml:
             yield server
             if self._sitting.begun and not interrupt.seen:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,16 @@ import pytest
 from epbench.ab_records import AbDirectory, ArmSpec, open_ab
 from epbench.analysis.arms import arm_of
 from epbench.analysis.gate import Pair, judge
-from epbench.cells import Cell
+from epbench.cells import Cell, TrainSpec
 from epbench.errors import RunError, ScenarioError
 from epbench.gate_records import CellVerdict, GateSpec
 from epbench.layout import Layout
 from epbench.provenance import describe_environment
 from epbench.runner.ab import AbOptions, AbOutcome, run_ab
 from epbench.runner.lock import locked
-from epbench.runner.probe import Probed, probe
-from epbench.runner.server import ForkServer
+from epbench.runner.looks import undecided
+from epbench.runner.probe import Probed, _is_idle, probe
+from epbench.runner.server import ForkServer, _leave_out
 from epbench.runner.spec import LaunchSpec
 from epbench.scenario import load_scenario
 from tests.runner.conftest import MEASURE, ROOT, lend, steady
@@ -45,9 +47,9 @@ def ab(scenario: Path, **options: object) -> AbOutcome:
     return run_ab(load_scenario(scenario), AbOptions(reports_dir=scenario.parent / "reports", **options))  # type: ignore[arg-type]
 
 
-def probed_here(*_: object, spec: LaunchSpec, world_size: int, **__: object) -> Probed:
+def probed_here(*_: object, specs: Sequence[LaunchSpec], **__: object) -> Probed:
     """The environment of this process: the sources of a shared checkout may change between two probes."""
-    return Probed(describe_environment(spec.device, world_size=world_size), "here")
+    return Probed(describe_environment(specs[0].device, world_size=specs[0].cell.world_size), "here")
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,14 @@ def judged(found: AbDirectory, *, launches: int) -> CellVerdict:
     arms = [arm_of(cell, source="ab", launches=launches) for cell in (base, head)]
     (verdict,) = judge([Pair(head, "x", arms[0], arms[1])], GateSpec(primary="step_s")).cells
     return verdict
+
+
+def test_a_cell_that_is_slower_for_sure_needs_no_second_look(two_looks: AbDirectory) -> None:
+    pairs, spec = two_looks.record.pairs, GateSpec(primary="step_s", looks=(3, 4))
+    rows = [{cell.cell: cell for cell in run.view().cells} for run in (two_looks.base, two_looks.head)]
+    assert undecided(pairs, rows[0], rows[1], spec) == []
+    ((base_id, _),) = pairs
+    assert undecided([(base_id, base_id)], rows[0], rows[0], spec) == [], "the very same launches: no growth at all"
 
 
 def test_looks_are_fixed_and_arms_are_kept(two_looks: AbDirectory) -> None:
@@ -248,29 +258,57 @@ def test_an_epbench_that_cannot_be_an_arm(files: dict[str, str], said: str, tmp_
     assert str(caught.value).isprintable()
 
 
-def test_orders_that_an_arm_does_not_know(tmp_path: Path) -> None:
-    """An older epbench of the same protocol: one key of today's orders is new to it."""
+@pytest.fixture
+def older(tmp_path: Path) -> Callable[[str], Path]:
+    """An older epbench of the same protocol, without one key of today's orders; the directory that it is in."""
+    return lambda key: without(tmp_path, key)
+
+
+def without(directory: Path, key: str) -> Path:
     text = (ROOT / "epbench" / "runner" / "spec.py").read_text()
-    assert "    detailed: bool" in text
-    package = tmp_path / "epbench"
-    package.mkdir()
-    for path in (ROOT / "epbench").iterdir():
-        if path.name != "runner":
-            (package / path.name).symlink_to(path)
-    (package / "runner").mkdir()
-    for path in (ROOT / "epbench" / "runner").iterdir():
-        if path.name != "spec.py":
-            (package / "runner" / path.name).symlink_to(path)
-    lines = [line for line in text.splitlines() if not line.startswith("    detailed: bool")]
-    (package / "runner" / "spec.py").write_text("\n".join(lines).replace("self.detailed", "True"))
+    assert f"    {key}: " in text
+    lines = [line for line in text.splitlines() if not line.startswith(f"    {key}: ")]
+    runner = directory / "epbench" / "runner"
+    runner.mkdir(parents=True)
+    for source, target in ((ROOT / "epbench", runner.parent), (ROOT / "epbench" / "runner", runner)):
+        for path in source.iterdir():
+            if path.name not in ("runner", "spec.py"):
+                (target / path.name).symlink_to(path)
+    (runner / "spec.py").write_text("\n".join(lines))
+    return directory
+
+
+def test_orders_that_an_arm_cannot_do_without(older: Callable[[str], Path]) -> None:
     with pytest.raises(ScenarioError, match="does not know detailed of this epbench's orders"):
-        probe_at(tmp_path)
+        probe_at(older("detailed"))
 
 
-def probe_at(path: Path) -> Probed:
-    spec = LaunchSpec(
+def test_a_key_that_is_new_and_at_its_default_is_left_out(older: Callable[[str], Path], tmp_path: Path) -> None:
+    assert probe_at(older("rendezvous")).new_keys == ("rendezvous",)
+    order = tmp_path / "spec.json"
+    order.write_text('{"a": 1, "cell": {"train": {"lr": 1, "seed": 2}}}')
+    _leave_out(order, ["a", "cell.train.lr", "nothing"])
+    assert json.loads(order.read_text()) == {"cell": {"train": {"seed": 2}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "idle"),
+    [("cell.train.lr", True), ("nodes", True), ("measure.min_steps", False), ("cell.layout.dp_shard", False),
+     ("index", False), ("cell.train.seed", False)],
+)  # fmt: skip
+def test_only_what_no_order_sets_can_be_left_out(key: str, idle: bool, tmp_path: Path) -> None:
+    seeded = Cell(layout=Layout(dp_shard=2), train=TrainSpec(seed=1))
+    specs = [spec_at(tmp_path), spec_at(tmp_path).model_copy(update={"cell": seeded})]
+    assert _is_idle(key, specs) is idle
+
+
+def spec_at(path: Path) -> LaunchSpec:
+    return LaunchSpec(
         cell=Cell(layout=Layout(dp_shard=2)), kind="measure", index=0, order=0, device="cpu", measure=MEASURE,
         directory=path,
     )  # fmt: skip
+
+
+def probe_at(path: Path) -> Probed:
     variables = dict(os.environ) | {"PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"}
-    return probe(ArmSpec(label="x"), variables, spec=spec, world_size=2, stacks=["qwen3_moe"], where="--head")
+    return probe(ArmSpec(label="x"), variables, specs=[spec_at(path)], where="--head")
