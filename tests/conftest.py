@@ -16,6 +16,7 @@ DEAREST = (
     "tests/runner/test_faults.py",
     "tests/stacks/test_transformers_stack.py",
     "tests/runner/test_interrupts.py",
+    "tests/runner/test_nodes.py",
     "tests/parallel/test_communication.py",
     "tests/parallel/test_nested.py",
     "tests/parallel/test_own_dtype.py",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from epbench.doctor import check_before_run
 from epbench.errors import RunError, ScenarioError, UnfitMachineError
 from epbench.provenance import choose_device, describe_environment, find_gpus
-from epbench.records import EnvironmentRecord, RunRecord
+from epbench.records import EnvironmentRecord, MachineCheck, RunRecord
 from epbench.runner.interrupt import Interrupt
 from epbench.runner.joining import gathered, meeting
 from epbench.runner.lock import locked
@@ -94,7 +94,7 @@ def run_scenario(scenario: "Scenario", options: RunOptions) -> RunOutcome:
     )
     selected = _selected(scenario, options.only)
     require_installed(entry.cell.train.stack for entry in selected)
-    checks = check_before_run(options.reports_dir) if device == "cuda" else []
+    checks = [*check_before_run(options.reports_dir), *_unseen(options.nodes)] if device == "cuda" else []
     run = _open(scenario, options, environment, reason)
     budget = Budget(options.budget_s)
     again = _resume(run, scenario.path, options)
@@ -137,6 +137,12 @@ def _ranks_here(scenario: "Scenario", nodes: int) -> int:
             "or another number of nodes"
         )
     return max(sizes, default=nodes) // nodes
+
+
+def _unseen(nodes: int) -> list[MachineCheck]:
+    """What a run over several nodes cannot know, for its record."""
+    found = f"of {nodes} nodes only the GPUs of the first are sampled: others may be slowed down unseen"
+    return [MachineCheck(name="telemetry", status="warn", found=found)] if nodes > 1 else []
 
 
 @contextmanager
