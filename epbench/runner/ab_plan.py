@@ -82,11 +82,9 @@ def planned_arms(
         PlannedArm("base", specs["base"], scenarios["base"], {row: pair[0] for row, pair in rows.items()}),
         PlannedArm("head", specs["head"], scenarios["head"], {row: pair[1] for row, pair in rows.items()}),
     )
+    if there is not None and set(_pairs(arms)) != known:
+        raise RunError(f"'{there.path}' holds cells that this scenario does not have: give the same one")
     _check_rows(arms, only, both)
-    if known is not None and set(_pairs(arms)) != known:
-        raise RunError(
-            f"'{there.path if there else ''}' holds cells that this scenario does not have: give the same one"
-        )
     return arms
 
 

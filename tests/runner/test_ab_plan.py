@@ -204,6 +204,12 @@ def test_what_cannot_be_compared(scenario: Scenario, head: str, only: str | None
         plan(scenario, head, only)
 
 
+def test_another_scenario_does_not_go_on_with_it(scenario: Scenario, reports: Path) -> None:
+    there = open_ab("1111", reports_dir=reports)
+    with pytest.raises(RunError, match="holds cells that this scenario does not have"):
+        planned_arms(scenario, arm_specs(AbOptions(), there), None, there)
+
+
 def test_only_fits_the_ids_of_either_arm(scenario: Scenario) -> None:
     base, head = plan(scenario, "mode=compiled", only="*-eager-*")
     assert [entry.cell.mode for entry in base.rows.values()] == ["eager"]
