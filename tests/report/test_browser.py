@@ -1,7 +1,9 @@
 """The page in a real headless Chromium, from file://: what it asks for, draws, remembers, prints, and refuses.
 
-One browser and one file for each page serve the whole module. ``make test`` skips this where there is no browser and
-says so; ``.ci/run`` installs one and fails if anything here was skipped (EPBENCH_REQUIRE_BROWSER=1).
+One browser and one file for each page serve the whole module, and one opened page most tests of the sample: before
+each it is put back by its own address, which must show it as it was when it was opened. ``make test`` skips this where
+there is no browser and says so; ``.ci/run`` installs one and fails if anything here was skipped
+(EPBENCH_REQUIRE_BROWSER=1).
 """
 
 import csv
@@ -87,10 +89,53 @@ def page(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Callab
 
 
 @pytest.fixture
-def sample(browser: "Browser", page: Callable[[str], Path]) -> Iterator[Opened]:
+def fresh(browser: "Browser", page: Callable[[str], Path]) -> Iterator[Opened]:
+    """The sample's page for one test alone: what it does to the page, or asks of its loading, concerns no other."""
     with opened(browser, page("sample")) as found:
         yield found
 
+
+@pytest.fixture(scope="module")
+def shared(browser: "Browser", page: Callable[[str], Path]) -> Iterator[Opened]:
+    with opened(browser, page("sample")) as found:
+        found.page.wait_for_function(FIRST_CHART)
+        found.value("() => { window.wasOpen = new Set(document.querySelectorAll('details[open]')); }")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def untouched(shared: Opened) -> Any:
+    return shared.value(SEEN)
+
+
+@pytest.fixture
+def sample(shared: Opened, untouched: Any) -> Opened:
+    """The sample's page as it was when it was opened, which most tests share: loading it is most of their time."""
+    shared.page.emulate_media(media="null", color_scheme="light")
+    shared.page.set_viewport_size({"width": 1200, "height": 900})
+    shared.value(AS_AT_FIRST)
+    shared.page.wait_for_function(
+        f"(seen) => JSON.stringify(({SEEN})()) === seen",
+        arg=json.dumps(untouched, separators=(",", ":"), ensure_ascii=False),
+    )
+    settled(shared)
+    shared.console.clear()
+    return shared
+
+
+SEEN = """() => ({
+  picks: [...document.querySelectorAll("select[data-picker]")].map((one) => one.value),
+  references: [...document.querySelectorAll("select[data-reference]")].map((one) => one.value),
+  rows: [...document.querySelectorAll("#cells-table tbody")].map((one) => `${one.dataset.cell} ${one.hidden}`),
+  theme: document.documentElement.dataset.theme ?? null,
+  notes: [...document.querySelectorAll("figcaption .variant:not([hidden])")].map((one) => one.textContent),
+})"""
+AS_AT_FIRST = """() => {
+  location.hash = "";
+  for (const one of document.querySelectorAll("details[open]")) if (!wasOpen.has(one)) one.open = false;
+  document.activeElement.blur();
+  scrollTo(0, 0);
+}"""
 
 # ---- what it asks for, and what it draws ----
 
@@ -121,19 +166,19 @@ def pick(found: Opened, picker: str, value: str) -> None:
     settled(found)
 
 
-def test_opens_from_disk_with_every_variant_drawn_no_request_and_a_silent_console(sample: Opened) -> None:
-    all_drawn(sample)
-    wrong = {"at first": wrongly_drawn(sample)}
-    names = set(sample.page.eval_on_selector_all("select[data-picker]", "all => all.map((one) => one.dataset.picker)"))
+def test_opens_from_disk_with_every_variant_drawn_no_request_and_a_silent_console(fresh: Opened) -> None:
+    all_drawn(fresh)
+    wrong = {"at first": wrongly_drawn(fresh)}
+    names = set(fresh.page.eval_on_selector_all("select[data-picker]", "all => all.map((one) => one.dataset.picker)"))
     assert {"work", "cell"} <= names
     for name in names:
-        for value in options(sample, name):
-            pick(sample, name, value)
-            wrong[f"{name} {value}"] = wrongly_drawn(sample)
+        for value in options(fresh, name):
+            pick(fresh, name, value)
+            wrong[f"{name} {value}"] = wrongly_drawn(fresh)
     assert {where: found for where, found in wrong.items() if found} == {}
-    assert sample.console == []
-    assert [request for request in sample.requests if not request.startswith("file:")] == []
-    assert len(sample.requests) == 1
+    assert fresh.console == []
+    assert [request for request in fresh.requests if not request.startswith("file:")] == []
+    assert len(fresh.requests) == 1
 
 
 WIDTH = "document.documentElement.scrollWidth"
@@ -167,8 +212,8 @@ def test_the_policy_refuses_what_is_not_the_page_s_own(
     with opened(browser, path) as found:
         found.page.wait_for_function(FIRST_CHART)
         assert found.value("window.foreign") is None
-        found.value("document.getElementById('letter').submit()")
-        settled(found)
+        with found.page.expect_console_message(lambda message: "form-action" in message.text):
+            found.value("document.getElementById('letter').submit()")
         assert set(re.findall(r"directive:? [\"']([\w-]+)", " ".join(found.console))) == REFUSED, found.console
 
 
@@ -268,15 +313,6 @@ def test_the_filter_and_the_sentence_follow_the_reference(browser: "Browser", pa
 
 # ---- pickers, address, keyboard ----
 
-SEEN = """() => ({
-  picks: [...document.querySelectorAll("select[data-picker]")].map((one) => one.value),
-  references: [...document.querySelectorAll("select[data-reference]")].map((one) => one.value),
-  rows: [...document.querySelectorAll("#cells-table tbody")].map((one) => `${one.dataset.cell} ${one.hidden}`),
-  theme: document.documentElement.dataset.theme ?? null,
-  notes: [...document.querySelectorAll("figcaption .variant:not([hidden])")].map((one) => one.textContent),
-})"""
-
-
 FITS = "#frontier figcaption .variant:not([hidden])"  # which cell is the fastest that fits
 
 
@@ -310,8 +346,7 @@ def test_the_slider_says_what_fits_and_stands_in_the_address(
 
 
 def test_the_address_shows_again_what_was_set(sample: Opened, browser: "Browser", page: Callable[[str], Path]) -> None:
-    with opened(browser, page("sample")) as other:
-        untouched = other.value(SEEN)
+    untouched = sample.value(SEEN)
     sample.page.locator("#cells-table th.step").click()
     sample.page.locator("#filter-text").fill("dp4")
     sample.page.wait_for_url("**filter=dp4**")
@@ -458,22 +493,22 @@ def test_the_data_come_out_of_the_page(sample: Opened, tmp_path: Path) -> None:
     assert len(list(csv.reader(saved[".csv"].splitlines()))) > 1
 
 
-def test_data_that_cannot_be_unpacked_are_said_to_be(sample: Opened) -> None:
-    sample.value("document.getElementById('data').textContent = 'AAAA'")
-    button = sample.page.locator("button[data-download]").first
+def test_data_that_cannot_be_unpacked_are_said_to_be(fresh: Opened) -> None:
+    fresh.value("document.getElementById('data').textContent = 'AAAA'")
+    button = fresh.page.locator("button[data-download]").first
     button.click()
-    alert = sample.page.locator(".downloads [role=alert]")
+    alert = fresh.page.locator(".downloads [role=alert]")
     alert.wait_for()
     assert (alert.text_content() or "").startswith(f"{button.text_content()} cannot be saved in this browser (")
-    assert sample.console == []
+    assert fresh.console == []
 
 
-def test_a_file_is_there_until_the_browser_has_read_it(sample: Opened) -> None:
-    sample.value("() => { window.revoked = []; URL.revokeObjectURL = (url) => revoked.push(url); }")
-    with sample.page.expect_download():
-        sample.page.locator("button[data-download]").first.click()
-    settled(sample)
-    assert sample.value("window.revoked") == []
+def test_a_file_is_there_until_the_browser_has_read_it(fresh: Opened) -> None:
+    fresh.value("() => { window.revoked = []; URL.revokeObjectURL = (url) => revoked.push(url); }")
+    with fresh.page.expect_download():
+        fresh.page.locator("button[data-download]").first.click()
+    settled(fresh)
+    assert fresh.value("window.revoked") == []
 
 
 # ---- how large, how fast ----
