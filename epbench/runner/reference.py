@@ -6,10 +6,11 @@ loss is ``F.cross_entropy`` over all logits, clipping and AdamW are torch's own,
 no compiler.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ from epbench.model.router import Router
 from epbench.parallel.routing import forced_ids
 from epbench.stacks.protocol import Batch
 
-__all__ = ["LoopMoE", "PlainRouter", "Reference", "ReferenceStep", "reference_step"]
+__all__ = ["LoopMoE", "PlainRouter", "Reference", "ReferenceStep", "reference_step", "shared_reference_step"]
 
 
 class PlainRouter(nn.Module):
@@ -197,3 +198,42 @@ def reference_step(cell: Cell, batch: Batch, device: torch.device) -> ReferenceS
     named = reference.model.named_parameters()
     gradients = {name: param.grad for name, param in named if param.grad is not None}
     return ReferenceStep(loss, norm, gradients, next_loss, ids)
+
+
+def shared_reference_step(cell: Cell, batch: Batch, device: torch.device) -> ReferenceStep:
+    """The same on every rank of the world, computed by rank 0 alone; collective.
+
+    Ranks that share cores, as on a CPU, would otherwise all compute it at once, each slowing the others.
+    """
+    if dist.get_world_size() == 1:
+        return reference_step(cell, batch, device)
+    mine = reference_step(cell, batch, device) if dist.get_rank() == 0 else None
+    told: list[ReferenceStep | None] = [_without_tensors(mine) if mine else None]
+    dist.broadcast_object_list(told, src=0, device=device)
+    assert told[0] is not None, "rank 0 tells what it computed"
+    gradients = told[0].gradients.items()
+    whole = [one if mine is None else mine.gradients[name] for name, one in gradients]
+    ids = told[0].expert_ids if mine is None else mine.expert_ids
+    return replace(
+        told[0],
+        gradients=dict(zip(told[0].gradients, _broadcast(whole, device), strict=True)),
+        expert_ids=tuple(_broadcast(ids, device)),
+    )
+
+
+def _without_tensors(step: ReferenceStep) -> ReferenceStep:
+    """Numbers, names and shapes: tensors are on the meta device."""
+    gradients = {name: gradient.to("meta") for name, gradient in step.gradients.items()}
+    return replace(step, gradients=gradients, expert_ids=tuple(ids.to("meta") for ids in step.expert_ids))
+
+
+def _broadcast(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Rank 0's tensors, of one dtype, in one message; elsewhere they are on the meta device and say the shapes."""
+    if not tensors:
+        return []
+    sizes = [tensor.numel() for tensor in tensors]
+    flat = torch.empty(sum(sizes), dtype=tensors[0].dtype, device=device)
+    if dist.get_rank() == 0:
+        torch.cat([tensor.flatten() for tensor in tensors], out=flat)
+    dist.broadcast(flat, src=0)
+    return [part.view(tensor.shape) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from epbench.cells import Cell, ModelSpec
 from epbench.records import OwnDtypeRecord, VerifyRecord
-from epbench.runner.reference import ReferenceStep, reference_step
+from epbench.runner.reference import ReferenceStep, shared_reference_step
 from epbench.stacks.data import batches
 from epbench.stacks.protocol import Batch, Step, World, load_stack
 
@@ -263,7 +263,7 @@ def verify_batch(
         torch.set_float32_matmul_precision("highest")
     small = shrink(cell)
     on_stage("reference")
-    case = _Case(batch, reference_step(small, batch, world.device))
+    case = _Case(batch, shared_reference_step(small, batch, world.device))
     on_stage("layout")
     errors = _errors(small, world, case, scope=scope)
     on_stage("own_dtype")
