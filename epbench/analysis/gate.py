@@ -21,7 +21,7 @@ from epbench.analysis.gate_timings import Timing, timing_of
 from epbench.gate_records import TIMINGS, CellVerdict, GateSpec, MetricChange, Word
 from epbench.records import CellResult
 
-__all__ = ["Judged", "Pair", "is_gated", "judge", "limits", "worst"]
+__all__ = ["Judged", "Pair", "is_gated", "judge", "limits", "unknown", "worst"]
 
 _WORDS: tuple[Word, ...] = get_args(Word)  # the worst first
 
@@ -152,11 +152,11 @@ def _by_numbers(pair: Pair, spec: GateSpec, changes: Sequence[MetricChange]) -> 
     gated = [change for change in changes if change.gated]
     word = worst(change.word for change in gated)
     notes = [f"{change.metric}: {change.why}" for change in gated if change.word == word and change.why]
-    return word, "; ".join([*notes, *_unknown(spec, changes)])
+    return word, "; ".join([*notes, *unknown(spec, changes)])
 
 
-def _unknown(spec: GateSpec, changes: Sequence[MetricChange]) -> Iterator[str]:
-    """What the scenario wants judged and could not be."""
+def unknown(spec: GateSpec, changes: Sequence[MetricChange]) -> Iterator[str]:
+    """A sentence for each thing that the scenario wants judged and that an arm does not know."""
     gated = {change.metric for change in changes if change.gated}
     if gated and spec.primary not in gated:
         yield f"{spec.primary} is not known in both arms, step_s is judged instead"

@@ -101,15 +101,33 @@ class Timing:
         assert self.ratio is not None, "what differs has a value in both arms"
         growth = math.expm1(abs(math.log(self.ratio.value)))
         by = f"where {percent(math.expm1(self.limit))} is allowed"
+        if min(ps) <= alpha and not self._is_beyond:
+            return "inconclusive", self._apart(ps)
         if ps[0] <= alpha:
             return "regression", f"{percent(growth)} slower, {by}"
         if ps[1] <= alpha:
             return "improvement", f"{percent(growth)} faster, {by}"
         if detectable <= max(allowed, math.expm1(2 * self.limit)):
             return "no change", ""
+        missed = "even a slowdown to tenfold" if detectable > 9 else f"a slowdown below {percent(detectable)}"
+        scatter = percent(float(self.difference.scatter))
         unit = "nights" if self.base_nights >= MIN_NIGHTS else "launches"
-        missed = "any slowdown" if math.isinf(detectable) else f"a slowdown below {percent(detectable)}"
-        return "inconclusive", f"{unit} scatter by {percent(float(self.difference.scatter))}: {missed} would be missed"
+        return "inconclusive", f"{unit} scatter by {scatter}: {missed} would be missed"
+
+    @property
+    def _is_beyond(self) -> bool:
+        """Whether the medians are beyond the limit too, on the side of the means: so is the bound that is printed."""
+        if self.ratio is None or self.difference is None:
+            return False
+        return math.copysign(1, self.difference.centre) * math.log(self.ratio.value) > self.limit
+
+    def _apart(self, ps: tuple[float, float]) -> str:
+        """Of means that are beyond the limit and medians that are not: some launches changed, most did not."""
+        assert self.difference is not None and self.ratio is not None, "there are p"
+        side = "slower" if ps[0] < ps[1] else "faster"
+        mean = percent(math.expm1(abs(float(self.difference.centre))))
+        medians = f"{100 * (self.ratio.value - 1):+.1f} %"
+        return f"some launches are much {side} than others: {mean} {side} by the mean, {medians} by the median"
 
 
 def timing_of(base: Arm, head: Arm, metric: str, spec: GateSpec, *, allowed: float | None) -> Timing | None:
@@ -149,10 +167,9 @@ def _limit(growth: float, floor_s: float, medians: Sequence[float | None]) -> fl
 
 def _compared(arms: tuple[Arm, Arm], sides: Sequence[_Side], metric: str) -> tuple[Difference | None, bool, str]:
     """The difference, whether it is of pairs, and why there is none."""
-    for name, side in zip(("base", "head"), sides, strict=True):
-        count = sum(map(len, side))
-        if count < MIN_LAUNCHES:
-            return None, False, f"{count} valid launch{'es' * (count != 1)} in {name}, {MIN_LAUNCHES} are needed"
+    for name, arm, side in zip(("base", "head"), arms, sides, strict=True):
+        if sum(map(len, side)) < MIN_LAUNCHES:
+            return None, False, _too_few(arm, side, name)
     is_many = [len(arm.nights) > 1 for arm in arms]
     if any(is_many) and not any(arm.is_settling for arm in arms):
         found, why = _by_nights(sides, is_many)
@@ -161,6 +178,16 @@ def _compared(arms: tuple[Arm, Arm], sides: Sequence[_Side], metric: str) -> tup
     if pairs is not None:
         return paired(*pairs), True, ""
     return welch(*(np.log(np.concatenate(side)) for side in sides)), False, ""
+
+
+def _too_few(arm: Arm, side: _Side, name: str) -> str:
+    """A launch may be valid and yet without this value: not traced, or zero, which has no logarithm."""
+    count = sum(map(len, side))
+    valid = sum(max(map(len, night.timings.values()), default=0) for night in arm.nights)
+    of = f"{count} of {valid}" if count < valid else str(count)
+    what = f"valid launch{'es' * (of != '1')}"
+    with_value = " with a value above zero" if count < valid else ""
+    return f"{of} {what}{with_value} in {name}, {MIN_LAUNCHES} are needed"
 
 
 def _by_nights(sides: Sequence[_Side], is_many: Sequence[bool]) -> tuple[Difference | None, str]:

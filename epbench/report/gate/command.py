@@ -12,7 +12,7 @@ from epbench.report.gate.comment import comment_markdown
 from epbench.report.gate.judging import gate_ab, gate_baseline, gate_runs
 from epbench.report.gate.junit import junit_xml
 from epbench.report.gate.step_summary import append_summary, summary_markdown
-from epbench.report.gate.words import ATTENTION, parse_fail_on
+from epbench.report.gate.words import ATTENTION, CHANGES, parse_fail_on
 from epbench.store import open_run, write_record
 from epbench.wording import place, shown
 from epbench.writing import replace_file, write_aside, writing
@@ -45,7 +45,9 @@ def gate(run: str, *, baseline: str | None, output: Path | None, fail_on: str) -
         head = open_run(run).path
         verdict = _against(head, baseline, words)
         is_bad = verdict.exit_code != 0 or any(cell.word in ATTENTION for cell in verdict.cells)
-        further = f"epbench report {head}" if is_bad else f"epbench baseline accept {head}"
+        is_better = any(cell.word in CHANGES for cell in verdict.cells)
+        accept = f"epbench baseline accept {head}{' --reset' * is_better}"
+        further = f"epbench report {head}" if is_bad else accept
     path = output or head
     write_outputs(verdict, path)
     return Gated(verdict, path, further)

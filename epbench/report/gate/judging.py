@@ -57,8 +57,9 @@ class _Match:
 
     @property
     def rounds(self) -> int:
-        """How many rounds were launched in both arms."""
-        return min(_rounds(cell) for cell in (self.base if self.base_arm is None else None, self.head) if cell)
+        """How many rounds were launched in both arms; 0 of what only a baseline has."""
+        launched = (self.base if self.base_arm is None else None, self.head)
+        return min((_rounds(cell) for cell in launched if cell), default=0)
 
 
 @dataclass(frozen=True)
@@ -236,9 +237,9 @@ def _before_first_look(cell: CellVerdict, rounds: int, first: int) -> CellVerdic
     why = f"{rounds} of the {first} launches of the first look"
     metrics = [_undecided(change, why) for change in cell.metrics]
     word = worst(change.word for change in metrics if change.gated)
-    return cell.model_copy(
-        update={"metrics": metrics, "word": word, "why": why if word == "inconclusive" else cell.why}
-    )
+    if word != "inconclusive":  # a counter's
+        why = "; ".join(f"{change.metric}: {change.why}" for change in metrics if change.gated and change.word == word)
+    return cell.model_copy(update={"metrics": metrics, "word": word, "why": why})
 
 
 def _undecided(change: MetricChange, why: str) -> MetricChange:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from epbench.gate_records import CellVerdict, MetricChange, Verdict
 from epbench.report.gate.words import (
     changed_text,
+    has_changed,
     launches_text,
     limit_text,
     metric_text,
@@ -73,12 +74,12 @@ def _name(cell: CellVerdict) -> Value:
 
 
 def counters_table(cells: Iterable[CellVerdict]) -> Table:
-    """Counters that are not what they were, allowed or not."""
+    """Counters that are not what they were, allowed or not; what differs by less than is printed is left out."""
     rows = [
         (_name(cell), Value(title_of(change.metric)), *_values(change), Value(limit_text(change)), Value(change.word))
         for cell in worst_first(cells)
         for change in cell.metrics
-        if change.kind == "counter" and change.base != change.head
+        if change.kind == "counter" and has_changed(change)
     ]
     return Table.of(("cell", "counter", "base", "head", "change", "allowed", "verdict"), rows, texts=2)
 

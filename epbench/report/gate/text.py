@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from epbench.analysis.gate import unknown
 from epbench.gate_records import ArmRecord, CellVerdict, Verdict
 from epbench.report.gate.tables import (
     counters_table,
@@ -67,10 +68,9 @@ def _titled(title: str, table: Table) -> str:
 
 
 def _same_counters(verdict: Verdict) -> str:
-    count = sum(
-        change.kind == "counter" and change.base is not None for cell in verdict.cells for change in cell.metrics
-    )
-    return f"Counters: none of {count} changed." if count else ""
+    found = [change for cell in verdict.cells for change in cell.metrics if change.kind == "counter"]
+    beyond = "" if all(change.base == change.head for change in found) else " by more than rounding"
+    return f"Counters: none of {len(found)} changed{beyond}." if found else ""
 
 
 def _listed(title: str, lines: Iterator[str]) -> str:
@@ -101,6 +101,7 @@ def unjudged_lines(verdict: Verdict) -> Iterator[str]:
             for change in cell.metrics:
                 if change.gated and change.word == "inconclusive":
                     yield f"{clean(cell.name, 160)}, {title_of(change.metric)}: {clean(change.why, 300)}"
+            yield from (f"{clean(cell.name, 160)}: {in_words(why)}" for why in unknown(verdict.gate, cell.metrics))
 
 
 def known_lines(verdict: Verdict) -> Iterator[str]:

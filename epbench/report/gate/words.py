@@ -23,6 +23,7 @@ __all__ = [
     "count_text",
     "deciding",
     "exit_code_of",
+    "has_changed",
     "heading_of",
     "in_words",
     "is_quiet",
@@ -43,6 +44,7 @@ ATTENTION: tuple[Word, ...] = ("broken", "regression")  # from the worst
 UNJUDGED: tuple[Word, ...] = ("failing", "inconclusive", "missing", "new")
 CHANGES: tuple[Word, ...] = ("improvement", "fixed")
 _ORDER: tuple[Word, ...] = (*ATTENTION, *UNJUDGED, *CHANGES, "no change")
+_ROUNDED = 0.0005  # of a relative change: less is printed as 0.0 %
 _NAMED = 3  # cells of a kind that the sentence names
 _NAMES = {
     "device_work_s": "device work",
@@ -98,17 +100,39 @@ def _plain(value: float) -> str:
 def changed_text(change: MetricChange) -> str:
     """``+3.4 % [2.8, 4.0]``, with ``~`` in front if that can be none; of counters from 0: ``0 -> 1``."""
     if change.ratio is not None and math.isfinite(change.ratio):
-        if change.kind == "counter" and change.ratio == 1:
-            return "same"
+        if change.kind == "counter" and abs(change.ratio - 1) < _ROUNDED:
+            return _small_text(change)
         return difference_text(Interval(change.ratio, change.ratio_low, change.ratio_high))
     if change.base is None and change.head is None:
         return UNKNOWN
     return f"{value_text(change.metric, change.base)} \N{RIGHTWARDS ARROW} {value_text(change.metric, change.head)}"
 
 
+def _small_text(change: MetricChange) -> str:
+    """Of a counter that changed by less than the ``+0.0 %`` of others tells: ``10,000 -> 10,001``, ``+512 bytes``."""
+    assert change.base is not None and change.head is not None, "a change with a ratio has both values"
+    if change.base == change.head:
+        return "same"
+    texts = [value_text(change.metric, value) for value in (change.base, change.head)]
+    if unit_of(change.metric) == "GiB" and texts[0] == texts[1]:
+        return f"{change.head - change.base:+,.0f} bytes"
+    return " \N{RIGHTWARDS ARROW} ".join(texts)
+
+
+def has_changed(change: MetricChange) -> bool:
+    """Whether a counter is worth a line: it has a word, or its change can be seen in the numbers that are printed."""
+    if change.word != "no change":
+        return True
+    texts = [value_text(change.metric, value) for value in (change.base, change.head)]
+    return texts[0] != texts[1] or (change.ratio is not None and abs(change.ratio - 1) >= _ROUNDED)
+
+
 def limit_text(change: MetricChange) -> str:
     """The allowed growth: ``2 %``."""
-    return UNKNOWN if change.limit is None else f"{change.limit * 100:.3g} %"
+    if change.limit is None:
+        return UNKNOWN
+    allowed = change.limit * 100
+    return f"{allowed:.3g} %" if allowed < 999.5 else f"{allowed:,.0f} %"
 
 
 def launches_text(change: MetricChange) -> str:
