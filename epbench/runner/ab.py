@@ -19,11 +19,13 @@ from epbench.ab_records import FILE as ARMS_FILE
 from epbench.ab_records import AbDirectory, AbRecord, open_ab
 from epbench.cells import MeasureSpec
 from epbench.doctor import check_before_run
+from epbench.errors import ScenarioError
+from epbench.gate_records import GateSpec
 from epbench.provenance import Device, choose_device, find_gpus
 from epbench.records import CellResult, MachineCheck
 from epbench.runner.ab_plan import OPTIONS, AbOptions, PlannedArm, ab_record, arm_specs, planned_arms
 from epbench.runner.arms import arm_variables
-from epbench.runner.checkouts import checked_out
+from epbench.runner.checkouts import checked_out, own_tree
 from epbench.runner.interrupt import Interrupt
 from epbench.runner.launch import EXIT_CELLS, EXIT_INTERRUPTED, check_same, going_on_with, record_of
 from epbench.runner.lock import locked
@@ -135,7 +137,19 @@ def _probed(arm: PlannedArm, device: Device, path: Path, trees: Sequence[Path]) 
         for entry in arm.runnable.values()
     ]
     found = probe(arm.spec, variables, specs=specs, where=OPTIONS[arm.name])
+    _check_imported(arm, found.place, trees)
     return found, variables
+
+
+def _check_imported(arm: PlannedArm, place_of_epbench: str, trees: Sequence[Path]) -> None:
+    """Raises ScenarioError for a revision of epbench that is not what the arm imports: both arms would be the same."""
+    for checkout, tree in zip(arm.spec.checkouts, trees, strict=True):
+        is_own = (Path(checkout.tree) / checkout.inside).resolve() == own_tree().resolve()
+        if is_own and not Path(place_of_epbench).resolve().is_relative_to(tree.resolve()):
+            raise ScenarioError(
+                f"{OPTIONS[arm.name]}: there is no epbench in revision {shown(checkout.revision)} of "
+                f"{place(checkout.tree)}: what would be imported is {place(place_of_epbench)}"
+            )
 
 
 def _cache(path: Path) -> Path:
@@ -190,8 +204,10 @@ def _launch(
     orders, budget = Orders(), Budget(budget_s)
     with locked(base.run.path) as one, locked(head.run.path) as two, make_progress() as progress:
         sessions = [
-            _session(side, first, checks=checks, orders=orders, budget=budget, inherited=(lock, own))
-            for side, own in ((base, one), (head, two))
+            _session(
+                side, first, checks=[*checks, *_same(side, other)], orders=orders, budget=budget, inherited=(lock, own)
+            )
+            for side, other, own in ((base, head, one), (head, base, two))
         ]
         for session, side in zip(sessions, sides, strict=True):  # what is there has its place before anything new
             for entry in side.arm.runnable.values():
@@ -215,6 +231,15 @@ def _launch(
                 progress.say(f"WRONG {side.arm.name}: {sentence}")
     if not interrupt.seen:
         shutil.rmtree(_cache(ab.path), ignore_errors=True)
+
+
+def _same(side: _Side, other: _Side) -> list[MachineCheck]:
+    """A warning on an arm whose revision changes no source that is known to take part: perhaps it is not imported."""
+    spec = side.arm.spec
+    if not spec.checkouts or side.probed.environment.code != other.probed.environment.code:
+        return []
+    found = f"{spec.label} has the same epbench and the same stacks as the other arm: does PATH hold what is imported?"
+    return [MachineCheck(name="revision", status="warn", found=found)]
 
 
 def _measure(scenario: "Scenario") -> MeasureSpec:
@@ -281,7 +306,7 @@ def _left_open(record: AbRecord, sides: Sequence[_Side]) -> tuple[str, ...]:
         return ()
     base, head = (side.results() for side in sides)
     pairs = [pair for pair in record.pairs if pair[0] in base and pair[1] in head]
-    return tuple(undecided(pairs, base, head, sides[1].arm.scenario.gate))
+    return tuple(undecided(pairs, base, head, sides[1].run.record.gate or GateSpec()))
 
 
 def _say_what(progress: Progress, ab: AbDirectory, sides: Sequence[_Side]) -> None:

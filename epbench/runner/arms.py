@@ -147,11 +147,13 @@ def arm_variables(arm: ArmSpec, device: str, *, first: Sequence[Path], cache: Pa
     """The environment of an arm's fork server and ranks; ``first`` are the work trees of its revisions.
 
     The current directory is on the path, as in a run, but behind the revisions and not for another interpreter: an
-    epbench that lies there must not take the place of the arm's own. Each arm has a compile cache of its own, or the
-    second one would find what the first has compiled.
+    epbench that lies there must not take the place of the arm's own. Each arm has a compile cache of its own, even
+    where the person's variables name one, or the second arm would find what the first has compiled.
     """
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     here = [] if arm.python else [str(Path.cwd())]
     path = [*map(str, first), *here, *(entry for entry in given if entry)]
-    own = {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
-    return launch_variables(device, {"TORCHINDUCTOR_CACHE_DIR": str(cache)} | dict(os.environ) | arm.variables | own)
+    own = {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    if "TRITON_CACHE_DIR" in os.environ:  # else it is within inductor's
+        own["TRITON_CACHE_DIR"] = str(cache / "triton")
+    return launch_variables(device, dict(os.environ) | own | arm.variables)

@@ -1,8 +1,8 @@
 """Revisions of the code under test as clean work trees of their own, apart from the person's, gone at the end.
 
-``git worktree add --detach`` under the cache directory: the person's tree, index and branches stay as they are. Git
-keeps a note of each work tree, so a process that is killed leaves one behind; the next A/B of that directory, or ``git
-worktree prune``, removes it. Submodules are not filled.
+``git worktree add --detach`` under the cache directory: the person's tree, index and branches stay as they are. A
+process that is killed leaves one behind; going on with that A/B, or ``git worktree remove``, removes it. Submodules are
+not filled.
 """
 
 import os
@@ -32,6 +32,10 @@ def find_checkout(tree: Path, revision: str, *, where: str) -> Checkout:
     Raises ScenarioError, which begins with ``where``, if there is no such tree or revision.
     """
     found = _git(tree, "rev-parse", "--show-toplevel")
+    if "dubious ownership" in found.stderr:  # as of a CI's checkout within a container
+        raise ScenarioError(
+            f"{where}: git refuses {place(tree)}, which another user owns: git config --global --add safe.directory DIR"
+        )
     if found.returncode != 0:
         raise ScenarioError(
             f"{where}: {place(tree)} is no git work tree; write PATH@REVISION of the package to measure"
@@ -41,6 +45,8 @@ def find_checkout(tree: Path, revision: str, *, where: str) -> Checkout:
     if commit.returncode != 0:
         raise ScenarioError(f"{where}: {place(top)} has no revision {shown(revision)} (see: git branch --all, git tag)")
     inside = _git(tree, "rev-parse", "--show-prefix").stdout.strip()
+    if inside and _git(top, "cat-file", "-e", f"{commit.stdout.strip()}:{inside.rstrip('/')}").returncode != 0:
+        raise ScenarioError(f"{where}: revision {shown(revision)} of {place(top)} has no directory {shown(inside)}")
     return Checkout(tree=str(top), inside=inside, revision=revision, commit=commit.stdout.strip())
 
 

@@ -33,10 +33,13 @@ if told["protocol"] == asked["protocol"] and told["records"] == asked["records"]
     from epbench.provenance import describe_environment
     from epbench.runner.spec import LaunchSpec
     from epbench.stack_support import require_installed
-    try:
-        LaunchSpec.model_validate(asked["spec"])
-    except ValueError as error:
-        told["misread"] = [[".".join(map(str, one["loc"])), one["type"]] for one in error.errors()]
+    misread = {}
+    for spec in asked["specs"]:
+        try:
+            LaunchSpec.model_validate(spec)
+        except ValueError as error:
+            misread |= {(".".join(map(str, one["loc"])), one["type"]): None for one in error.errors()}
+    told["misread"] = list(misread)
     try:
         require_installed(asked["stacks"])
     except EpbenchError as error:
@@ -53,7 +56,7 @@ class _Told(BaseModel):
     protocol: int
     records: int
     place: str
-    misread: list[tuple[str, str]] = []  # key of an order, and what is wrong with it
+    misread: list[tuple[str, str]] = []  # key of orders, and what is wrong with it
     lacks: str | None = None
     environment: EnvironmentRecord | None = None
 
@@ -84,7 +87,7 @@ def probe(
     asked: dict[str, Any] = {
         "protocol": PROTOCOL_VERSION,
         "records": SCHEMA_VERSION,
-        "spec": spec.model_dump(mode="json"),
+        "specs": [one.model_dump(mode="json") for one in specs],
         "device": spec.device,
         "world_size": max(one.cell.world_size for one in specs),
         "stacks": stacks,

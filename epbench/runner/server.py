@@ -179,7 +179,10 @@ class ForkServer:
             while b"\n" not in self._received:
                 if not selector.select(timeout_s):
                     return None
-                chunk = self._socket.recv(65536)
+                try:
+                    chunk = self._socket.recv(65536)
+                except ConnectionResetError:  # it died with an order unread
+                    chunk = b""
                 if not chunk:
                     return {"ended": None, "died": True}
                 self._received += chunk

@@ -5,15 +5,19 @@ One run of eight launches serves most cases; one case starts fork servers of its
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from epbench.ab_records import AbDirectory, ArmSpec, open_ab
+from epbench.ab_records import AbDirectory, ArmSpec, Checkout, open_ab
 from epbench.analysis.arms import arm_of
 from epbench.analysis.gate import Pair, judge
 from epbench.cells import Cell, TrainSpec
@@ -21,7 +25,8 @@ from epbench.errors import RunError, ScenarioError
 from epbench.gate_records import CellVerdict, GateSpec
 from epbench.layout import Layout
 from epbench.provenance import describe_environment
-from epbench.runner.ab import AbOptions, AbOutcome, run_ab
+from epbench.runner.ab import AbOptions, AbOutcome, _check_imported, _same, run_ab
+from epbench.runner.checkouts import find_checkout
 from epbench.runner.lock import locked
 from epbench.runner.looks import undecided
 from epbench.runner.probe import Probed, _is_idle, probe
@@ -132,6 +137,21 @@ def test_looks_are_fixed_and_arms_are_kept(two_looks: AbDirectory) -> None:
             ab(scenario, resume=two_looks.path, **options)
 
 
+def test_a_gate_that_was_edited_meanwhile_changes_no_look(
+    two_looks: AbDirectory, server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady(monkeypatch)
+    lend(monkeypatch, server)
+    monkeypatch.setattr("epbench.runner.ab.probe", probed_here)
+    copy = AbDirectory(tmp_path / "copy")
+    shutil.copytree(two_looks.path, copy.path)
+    copy.write(two_looks.record.model_copy(update={"looks_taken": 0, "to_second_look": ()}))
+    outcome = ab(ab_scenario(tmp_path, gate="practical_limit = 10"), resume=copy.path)
+    assert outcome.exit_code == 0
+    record = copy.record
+    assert (record.looks_taken, record.to_second_look) == (1, ()), "slower for sure, by the limit that it began with"
+
+
 def test_a_second_parent_waits_before_it_touches_anything(two_looks: AbDirectory) -> None:
     scenario = two_looks.path.parent.parent / "scenario.toml"
     with (
@@ -172,6 +192,15 @@ def test_ctrl_c_once_and_going_on(
     record = open_ab(outcome.path).record
     assert (record.looks_taken, record.is_complete) == (1, True)
     assert len(list(outcome.path.glob("*/cells/*/result.json"))) == 2
+
+
+def test_a_server_that_dies_with_an_order_unread_is_dead(tmp_path: Path) -> None:
+    server = ForkServer({}, tmp_path / "log")
+    server._socket, theirs = socket.socketpair()
+    server._send({"end": True})
+    theirs.close()
+    assert server.wait(1) == {"ended": None, "died": True}
+    server.close()
 
 
 # ---------------------------------------------------------------- interpreters and revisions
@@ -231,6 +260,32 @@ def test_an_interpreter_and_revisions(
     assert len(spawned) == 2
     assert gone(spawned)
     assert not list((tmp_path / "epbench" / "worktrees").iterdir())
+
+
+def side(code: str, *checkouts: Checkout) -> Any:
+    environment = describe_environment("cpu", world_size=2).model_copy(update={"code": code})
+    return SimpleNamespace(
+        arm=SimpleNamespace(name="head", spec=ArmSpec(label="v2", checkouts=checkouts)),
+        probed=Probed(environment, "here"),
+    )
+
+
+def test_a_revision_that_changes_nothing_is_told(repository: Path) -> None:
+    checkout = find_checkout(repository, "HEAD", where="--head")
+    (warning,) = _same(side("x", checkout), side("x"))
+    assert (warning.status, warning.found[:25]) == ("warn", "v2 has the same epbench a")
+    assert _same(side("x"), side("x", checkout)) == [], "an A/A has no revision"
+    assert _same(side("x", checkout), side("y")) == []
+
+
+def test_a_revision_of_epbench_that_would_not_be_imported(tmp_path: Path) -> None:
+    checkout = Checkout(tree=str(ROOT), revision="v0", commit="c0")
+    arm = side("x", checkout).arm
+    _check_imported(arm, str(tmp_path / "epbench"), [tmp_path])
+    with pytest.raises(ScenarioError, match=r"--head: there is no epbench in revision 'v0' of .*imported is /else"):
+        _check_imported(arm, "/else/epbench", [tmp_path])
+    other = checkout.model_copy(update={"tree": str(tmp_path)})
+    _check_imported(side("x", other).arm, "/else/epbench", [tmp_path])
 
 
 PACKAGE = {
@@ -300,6 +355,14 @@ def test_only_what_no_order_sets_can_be_left_out(key: str, idle: bool, tmp_path:
     seeded = Cell(layout=Layout(dp_shard=2), train=TrainSpec(seed=1))
     specs = [spec_at(tmp_path), spec_at(tmp_path).model_copy(update={"cell": seeded})]
     assert _is_idle(key, specs) is idle
+
+
+def test_the_orders_of_all_cells_are_read(tmp_path: Path) -> None:
+    variables = dict(os.environ) | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    good = spec_at(tmp_path)
+    unknown = good.model_copy(update={"kind": "of a later epbench"})
+    with pytest.raises(ScenarioError, match="does not know kind of"):
+        probe(ArmSpec(label="x"), variables, specs=[good, unknown], where="--head")
 
 
 def spec_at(path: Path) -> LaunchSpec:

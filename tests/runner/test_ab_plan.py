@@ -101,6 +101,7 @@ def test_nothing_said_is_as_is(given: list[str]) -> None:
         ("a\0b", "a NUL character"),
         ("\x1b[31m" + "x" * 5000, "has no revision"),
         ("{repository}@v3", "has no revision 'v3'"),
+        ("{repository}/new@v1", "revision 'v1' of {repository} has no directory 'new/'"),
         ("{nowhere}@v1", "is no git work tree"),
     ],
 )
@@ -108,12 +109,13 @@ def test_what_is_no_arm_is_one_sentence(
     given: str, said: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("epbench.runner.arms.own_tree", lambda: repository)
+    (repository / "new").mkdir(exist_ok=True)
     filled = given.replace("{repository}", str(repository)).replace("{nowhere}", str(tmp_path))
     with pytest.raises(ScenarioError) as caught:
         parse_arm([filled], where="--head")
     text = str(caught.value)
     assert text.startswith("--head: ")
-    assert said in text
+    assert said.replace("{repository}", str(repository)) in text
     assert text.isprintable()
     assert len(text) < 600
 
@@ -121,12 +123,15 @@ def test_what_is_no_arm_is_one_sentence(
 def test_what_ranks_are_started_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", "/given")
     monkeypatch.setenv("NCCL_ALGO", "Tree")
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/shared")
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/shared/triton")
     monkeypatch.chdir(tmp_path)
     arm = ArmSpec(label="", variables={"NCCL_ALGO": "Ring"})
     found = arm_variables(arm, "cpu", first=[Path("/tree")], cache=Path("/cache"))
     assert found["PYTHONPATH"] == f"/tree:{tmp_path}:/given"
-    assert (found["NCCL_ALGO"], found["TORCHINDUCTOR_CACHE_DIR"]) == ("Ring", "/cache")
+    caches = (found["TORCHINDUCTOR_CACHE_DIR"], found["TRITON_CACHE_DIR"])
+    assert caches == ("/cache", "/cache/triton"), "head would find what base has compiled in a person's own"
+    assert found["NCCL_ALGO"] == "Ring"
     assert found["PYTHONSAFEPATH"] == "1", "or python -m would put the current directory first"
     other = arm_variables(arm.model_copy(update={"python": "/p"}), "cpu", first=[], cache=Path("/cache"))
     assert other["PYTHONPATH"] == "/given", "an epbench that lies here is not that of another interpreter"
