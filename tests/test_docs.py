@@ -72,6 +72,15 @@ def inline(start: str) -> Iterator[Snippet]:
         yield from (Snippet(doc, it[1]) for it in _INLINE.finditer(prose(doc)) if it[1].split()[0] == start)
 
 
+def resolved(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that words name, of a group the one in it, and the arguments that are left."""
+    command, *rest = words
+    found = COMMANDS[command]
+    while rest and rest[0] in getattr(found, "commands", {}):
+        found, rest = found.commands[rest[0]], rest[1:]
+    return found, rest
+
+
 def cases(snippets: Iterator[Snippet], *first: str) -> list[Any]:
     wanted = [it for it in dict.fromkeys(snippets) if tuple(it.text.split()[: len(first)]) == first]
     assert wanted, f"no document shows {' '.join(first)}"
@@ -80,8 +89,8 @@ def cases(snippets: Iterator[Snippet], *first: str) -> list[Any]:
 
 @pytest.mark.parametrize("line", cases(command_lines(), "epbench"))
 def test_epbench_line_of_a_shell_block_parses(line: Snippet) -> None:
-    _, name, *arguments = shlex.split(line.text)
-    COMMANDS[name].make_context(name, arguments)  # raises on a wrong option, value or missing argument
+    command, arguments = resolved(shlex.split(line.text)[1:])
+    command.make_context(command.name, arguments)  # raises on a wrong option, value or missing argument
 
 
 @pytest.mark.parametrize("mention", cases(inline("epbench"), "epbench"))
@@ -89,7 +98,8 @@ def test_epbench_command_in_a_sentence_exists(mention: Snippet) -> None:
     words = mention.text.split()[1:]
     if words == ["--help"]:
         return
-    known = {option for parameter in COMMANDS[words[0]].params for option in parameter.opts}
+    command, _ = resolved(words)
+    known = {option for parameter in command.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
 
 

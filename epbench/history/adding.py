@@ -130,10 +130,15 @@ def _night(cell: CellResult, environment: EnvironmentLine, *, run: str, started:
         environment=environment.key,
         outcome=str(cell.outcome),
         reason=cell.reason,
-        timings={} if found is None else {name: list(values.values()) for name, values in found.timings.items()},
+        timings={} if found is None else {name: _short(values.values()) for name, values in found.timings.items()},
         counters={} if found is None else dict(found.counters),
     )
     return Night(described, environment, line)
+
+
+def _short(values: Iterable[float]) -> list[float]:
+    """Seven digits: well below any noise, and half of the space."""
+    return [float(f"{value:.7g}") for value in values]
 
 
 def _environment(view: RunView) -> EnvironmentLine:
