@@ -138,16 +138,16 @@ def test_experts_are_chosen_once(counts: Any, kind: str) -> None:
 
 
 def _residents(cell: Cell) -> tuple[int, int]:
-    """Bytes of living tensors after steps 5 and 50."""
+    """Bytes of living tensors after steps 5 to 7 and 48 to 50, the fewest: gloo's threads let go of a scalar late."""
     step, _ = _built(cell)
     data = batches(cell, 5, CPU)
     after = {}
     for number in range(1, 51):
         step.run(data[number % 5])
-        if number in (5, 50):
+        if number in (5, 6, 7, 48, 49, 50):
             gc.collect()
             after[number] = sum(cpu_storages().values())
-    return after[5], after[50]
+    return min(after[number] for number in (5, 6, 7)), min(after[number] for number in (48, 49, 50))
 
 
 def _all_residents() -> dict[tuple[str, Mode], tuple[int, int]]:
