@@ -82,15 +82,16 @@ def _timings(launch: LaunchValue) -> Iterator[tuple[str, float]]:
 
 
 def _counters(cell: CellResult) -> Iterator[tuple[str, float]]:
+    """What is known: a step without a kernel on a GPU, or without memory, is one of which nothing was recorded."""
     found: dict[str, float | None] = {
-        "peak_allocated_bytes": cell.peak_allocated_bytes,
-        "kernel_count": cell.kernel_count,
+        "peak_allocated_bytes": cell.peak_allocated_bytes or None,
+        "kernel_count": cell.kernel_count or None,
         "graph_breaks": cell.compile.graph_breaks,
         "recompiles": cell.compile.recompiles,
     }
-    if cell.breakdown_s.step_s is not None:  # traces were read, so that no row means no collective
+    if cell.breakdown_s.step_s is not None and cell.kernel_count != 0:  # read traces: no row means no collective
         moved = [row.bytes_per_step for row in cell.collectives]
         known = [count for count in moved if count is not None]
         found["collective_count"] = sum(row.calls_per_step for row in cell.collectives)
         found["collective_bytes"] = sum(known) if len(known) == len(moved) else None
-    return ((name, float(value)) for name, value in found.items() if value is not None)
+    return ((name, float(value)) for name, value in found.items() if value is not None and math.isfinite(value))

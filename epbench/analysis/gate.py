@@ -21,8 +21,9 @@ from epbench.analysis.gate_timings import Timing, timing_of
 from epbench.gate_records import TIMINGS, CellVerdict, GateSpec, MetricChange, Word
 from epbench.records import CellResult
 
-__all__ = ["Judged", "Pair", "is_gated", "judge", "limits", "unknown", "worst"]
+__all__ = ["NOT_GATED", "Judged", "Pair", "is_gated", "judge", "limits", "unknown", "worst"]
 
+NOT_GATED = "not gated"  # what the sentence of a cell begins with that the scenario leaves out
 _WORDS: tuple[Word, ...] = get_args(Word)  # the worst first
 
 
@@ -142,7 +143,7 @@ def _is_settling(pair: Pair) -> bool:
 
 def _not_gated(word: Word, why: str) -> tuple[Word, str]:
     """Such a cell fails nothing, and says what it would otherwise be."""
-    return "no change", "not gated" if word == "no change" else f"not gated, otherwise {word}: {why}"
+    return "no change", NOT_GATED if word == "no change" else f"{NOT_GATED}, otherwise {word}: {why}"
 
 
 def _by_numbers(pair: Pair, spec: GateSpec, changes: Sequence[MetricChange]) -> tuple[Word, str]:

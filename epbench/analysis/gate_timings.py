@@ -1,9 +1,10 @@
 """One timing of one cell in both arms: how the arms are compared, and the word that follows.
 
 A growth is a regression if "it is at most the limit" is refuted, one-sided; a fall is judged by the same test with the
-arms swapped. What is neither is no change only if the launches would have shown one: where they scatter so much that a
-growth of ``GateSpec.detectable`` would be missed, nothing was found out. (Or of twice the limit, where the absolute
-floor of a short step or a wide limit makes that more: what is allowed need not be found.)
+arms swapped. What is neither is no change only if nothing speaks against it. Medians beyond the limit whose interval
+leaves zero out do: more launches may refute. So do launches that scatter so much that a growth of
+``GateSpec.detectable`` would be missed: nothing was found out. (Or of twice the limit, where the absolute floor of a
+short step or a wide limit makes that more: what is allowed need not be found.)
 """
 
 import math
@@ -98,15 +99,15 @@ class Timing:
     ) -> tuple[Word, str]:
         if ps is None or detectable is None or self.difference is None:
             return "inconclusive", self.why
-        assert self.ratio is not None, "what differs has a value in both arms"
-        growth = math.expm1(abs(math.log(self.ratio.value)))
-        by = f"where {percent(math.expm1(self.limit))} is allowed"
-        if min(ps) <= alpha and not self._is_beyond:
-            return "inconclusive", self._apart(ps)
-        if ps[0] <= alpha:
-            return "regression", f"{percent(growth)} slower, {by}"
-        if ps[1] <= alpha:
-            return "improvement", f"{percent(growth)} faster, {by}"
+        is_refuted, side = min(ps) <= alpha, self._side
+        if is_refuted and not side:
+            return "inconclusive", self._apart
+        if is_refuted and self._is_bound_beyond:
+            by = f"{self._growth}, where {self._allowed} is allowed"
+            return ("regression", by) if side > 0 else ("improvement", self._growth)
+        if side and (is_refuted or self._is_told_from_zero):
+            perhaps = f"{self._growth}, perhaps beyond the limit of {self._allowed}"
+            return "inconclusive", f"{perhaps}: more launches would tell"
         if detectable <= max(allowed, math.expm1(2 * self.limit)):
             return "no change", ""
         missed = "even a slowdown to tenfold" if detectable > 9 else f"a slowdown below {percent(detectable)}"
@@ -115,19 +116,41 @@ class Timing:
         return "inconclusive", f"{unit} scatter by {scatter}: {missed} would be missed"
 
     @property
-    def _is_beyond(self) -> bool:
-        """Whether the medians are beyond the limit too, on the side of the means: so is the bound that is printed."""
-        if self.ratio is None or self.difference is None:
-            return False
-        return math.copysign(1, self.difference.centre) * math.log(self.ratio.value) > self.limit
+    def _side(self) -> int:
+        """1 if the medians grew beyond the limit, -1 if they fell so far, and the means went the same way; else 0."""
+        assert self.difference is not None and self.ratio is not None, "there are p"
+        side = 1 if self.difference.centre >= 0 else -1
+        return side if side * math.log(self.ratio.value) > self.limit else 0
 
-    def _apart(self, ps: tuple[float, float]) -> str:
+    @property
+    def _is_bound_beyond(self) -> bool:
+        """Whether the whole interval that is printed is beyond the limit; of a refuted test, unless alpha is wide."""
+        assert self.ratio is not None and self.ratio.low is not None and self.ratio.high is not None, "there are p"
+        return math.log(self.ratio.low) > self.limit or math.log(self.ratio.high) < -self.limit
+
+    @property
+    def _is_told_from_zero(self) -> bool:
+        return self.ratio is not None and self.ratio.excludes(1.0)
+
+    @property
+    def _growth(self) -> str:
+        """``5.0 % slower``, ``10.0 % faster``: by as much as tables print."""
+        assert self.ratio is not None, "what differs has a value in both arms"
+        growth = self.ratio.value - 1
+        return f"{percent(abs(growth))} {'faster' if growth < 0 else 'slower'}"
+
+    @property
+    def _allowed(self) -> str:
+        return percent(math.expm1(self.limit))
+
+    @property
+    def _apart(self) -> str:
         """Of means that are beyond the limit and medians that are not: some launches changed, most did not."""
         assert self.difference is not None and self.ratio is not None, "there are p"
-        side = "slower" if ps[0] < ps[1] else "faster"
-        mean = percent(math.expm1(abs(float(self.difference.centre))))
-        medians = f"{100 * (self.ratio.value - 1):+.1f} %"
-        return f"some launches are much {side} than others: {mean} {side} by the mean, {medians} by the median"
+        side = "slower" if self.difference.centre > 0 else "faster"
+        changes = (math.expm1(float(self.difference.centre)), self.ratio.value - 1)
+        mean, middle = (f"{100 * change:+.1f} %" for change in changes)
+        return f"some launches are much {side} than others: {mean} by the mean, {middle} by the median"
 
 
 def timing_of(base: Arm, head: Arm, metric: str, spec: GateSpec, *, allowed: float | None) -> Timing | None:
@@ -159,10 +182,12 @@ def _nights_of(arm: Arm, metric: str) -> _Side:
 
 
 def _limit(growth: float, floor_s: float, medians: Sequence[float | None]) -> float:
-    """Log ratio: the same whichever arm is base, so the floor is relative to the geometric mean of both."""
-    known = [value for value in medians if value is not None]
-    typical_s = math.exp(math.fsum(map(math.log, known)) / len(known)) if known else math.inf
-    return max(math.log1p(growth), math.log1p(floor_s / typical_s))
+    """Log ratio: the same whichever arm is base, so the floor is relative to the smaller one.
+
+    Then what is beyond it is a change of more seconds than the floor, whatever it is relative to either arm.
+    """
+    smaller_s = min((value for value in medians if value is not None), default=math.inf)
+    return max(math.log1p(growth), math.log1p(floor_s / smaller_s))
 
 
 def _compared(arms: tuple[Arm, Arm], sides: Sequence[_Side], metric: str) -> tuple[Difference | None, bool, str]:

@@ -61,12 +61,14 @@ def test_p_and_interval_of_pairs_by_hand() -> None:
 
 
 def test_the_limit_is_a_floor_of_seconds_for_short_steps() -> None:
-    """A millisecond of the geometric mean of 4 and 5 ms, so that which arm is base does not matter."""
-    short, longer = (cell_of(*QUIET, scale=scale / 200) for scale in (4, 5))
+    """A millisecond of the smaller arm, so that which of them is base does not matter."""
+    short, longer = (cell_of(*QUIET, scale=scale / 200) for scale in (4, 5.1))
     found = [metric(verdict_of(*arms), "step_s") for arms in ((short, longer), (longer, short))]
-    assert [change.limit for change in found] == pytest.approx([1 / math.sqrt(20)] * 2)
+    assert [change.limit for change in found] == pytest.approx([1 / 4] * 2)
     assert [change.word for change in found] == ["regression", "improvement"]
     assert verdict_of(short, cell_of(*QUIET, scale=4.8 / 200)).word == "no change", "0.8 ms is nothing to stop for"
+    tiny, tenfold = (cell_of(*QUIET, scale=scale / 200) for scale in (0.05, 0.5))
+    assert [verdict_of(*arms).word for arms in ((tiny, tenfold), (tenfold, tiny))] == ["no change"] * 2
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,9 @@ def test_the_limit_is_a_floor_of_seconds_for_short_steps() -> None:
     [
         (cell_of(*QUIET), cell_of(0.3, 0.3), "2 valid launches in head, 3 are needed"),
         (cell_of(0.1), cell_of(*QUIET), "1 valid launch in base, 3 are needed"),
+        (cell_of(*[0.2] * 20), cell_of(*[0.2] * 11, *[0.24] * 9), "slower than others: +8.6 % by the mean, +0.0 % by"),
+        (cell_of(*[0.2] * 11, *[0.24] * 9), cell_of(*[0.2] * 20), "faster than others: -7.9 % by the mean, +0.0 % by"),
+        (cell_of(1e-3, 1e-4, 0.2, 9.0), cell_of(1e-2, 7.0, 0.2, 1e-5), "even a slowdown to tenfold would be missed"),
         (cell_of(0.2, 0.2), cell_of(0.2, 0.2), "2 valid launches in base"),
         (cell_of(*QUIET), cell_of(*QUIET, outcome="unstable", reason="2 of 5"), "unstable (2 of 5) in head"),
         (cell_of(*QUIET, outcome="unstable", reason="2 of 5"), arm_like("oom"), "unstable (2 of 5) in base"),
@@ -86,6 +91,49 @@ def test_what_cannot_be_told_is_inconclusive(base: CellResult | Arm, head: CellR
     verdict = verdict_of(base, head)
     assert verdict.word == "inconclusive"
     assert why in verdict.why
+
+
+LOADED = (1.0, 1.25, 1.3, 1.45, 1.1)  # of a busy machine: mean log 0.19, standard error 0.063, interval 0.02 to 0.37
+
+
+def test_a_change_beyond_the_limit_that_no_test_refutes_is_no_pass() -> None:
+    """Two equal arms on a loaded machine: 25 % slower, an interval without zero, and p above alpha."""
+    spec = GateSpec(primary="step_s", practical_limit=0.1, also={}, detectable=10)
+    even, loaded = (cell_of(*factors, scale=0.2) for factors in ([1.0] * 5, LOADED))
+    for arms, why in (((even, loaded), "25.0 % slower"), ((loaded, even), "20.0 % faster")):
+        verdict = verdict_of(*arms, spec)
+        step = metric(verdict, "step_s")
+        assert step.p is not None and step.ratio_low is not None and step.ratio_high is not None
+        assert 0.01 < step.p < 0.12 and not step.ratio_low <= 1 <= step.ratio_high
+        expected = f"{why}, perhaps beyond the limit of 10.0 %: more launches would tell"
+        assert (verdict.word, step.why) == ("inconclusive", expected)
+    slightly = cell_of(*(factor**0.3 for factor in LOADED), scale=0.2)
+    assert verdict_of(even, slightly, spec).word == "no change", "7 % is allowed, whatever its interval leaves out"
+
+
+def test_a_regression_has_its_whole_interval_beyond_the_limit() -> None:
+    """A false alarm in five nights is more than the interval stands for, so the interval decides."""
+    spec = GateSpec(primary="step_s", practical_limit=0.1, also={}, detectable=10, alpha=0.2)
+    verdict = verdict_of(cell_of(*[0.2] * 5), cell_of(*LOADED, scale=0.2), spec)
+    step = metric(verdict, "step_s")
+    assert step.p_holm is not None and step.p_holm < 0.2 and step.ratio_low is not None and step.ratio_low < 1.1
+    assert verdict.word == "inconclusive"
+
+
+def test_words_say_what_tables_print() -> None:
+    faster = metric(verdict_of(cell_of(*QUIET), cell_of(*QUIET, scale=0.8)), "step_s")
+    assert faster.ratio == pytest.approx(0.8) and faster.why == "20.0 % faster"
+    slower = metric(verdict_of(cell_of(*QUIET), cell_of(*QUIET, scale=1.25)), "step_s")
+    assert slower.why == "25.0 % slower, where 5.0 % is allowed"
+
+
+def test_a_launch_without_a_value_is_valid_all_the_same() -> None:
+    """Communication that is no longer exposed takes no time, which has no logarithm."""
+    hidden = cell_of(launch_values=[one.model_copy(update={"exposed_s": 0.0}) for one in launches_of(QUIET)])
+    exposed = cell_of(launch_values=[one.model_copy(update={"exposed_s": 0.02}) for one in launches_of(QUIET)])
+    verdict = verdict_of(exposed, hidden, GateSpec(also={"exposed_s": 0.1}))
+    expected = "0 of 5 valid launches with a value above zero in head, 3 are needed"
+    assert (verdict.word, metric(verdict, "exposed_s").why) == ("inconclusive", expected)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +231,17 @@ def test_a_counter_that_one_arm_does_not_know_decides_nothing_and_is_told() -> N
         "collective_bytes"
         not in arm_of(cell_of(*QUIET, **TRACED | {"collectives": [unknown]}), source=0).nights[0].counters
     )
+
+
+@pytest.mark.parametrize("empty", [0.0, math.inf])
+def test_a_trace_without_a_kernel_is_no_step_without_one(empty: float) -> None:
+    """Nothing was recorded, so nothing became better; nor has a cell without memory been measured."""
+    blank = TRACED | {"kernel_count": empty, "peak_allocated_bytes": 0} | ({"collectives": []} if not empty else {})
+    names = ["kernel_count", "peak_allocated_bytes"] + ["collective_count"] * (not empty)
+    for arms, word in (((TRACED, blank), "missing"), ((blank, TRACED), "new")):
+        verdict = verdict_of(cell_of(*QUIET, **arms[0]), cell_of(*QUIET, **arms[1]))
+        assert {metric(verdict, name).word for name in names} == {word}
+        assert verdict.word == "no change" and "kernel_count is not known in" in verdict.why
 
 
 def without_work(cell: CellResult) -> CellResult:
@@ -294,14 +353,15 @@ def test_holm_spans_the_gated_timings_of_all_cells() -> None:
     assert (alone.family, among.family) == (1, 12)
     p = alone.cells[0].metrics[0].p
     assert p is not None and p == among.cells[-1].metrics[0].p and 0.01 / 12 < p < 0.01
-    assert [alone.cells[0].word, among.cells[-1].word] == ["regression", "no change"]
+    assert [alone.cells[0].word, among.cells[-1].word] == ["regression", "inconclusive"]
+    assert "2.7 % slower, perhaps beyond the limit of 2.0 %" in among.cells[-1].why
     assert among.cells[-1].metrics[0].p_holm == pytest.approx(12 * p)
     error = 0.002 * math.sqrt(2.5 / 5)
     for judged, tests in ((alone, 1), (among, 12)):
         expected = growth_found(error, 4, limit=math.log(1.02), alpha=0.01 / tests)
         assert judged.cells[-1].metrics[0].detectable == pytest.approx(expected)
     half = judge([pair_of(cell_of(*[0.2] * 5), slow)], GateSpec(also={}), alpha=p / 2)
-    assert half.cells[0].word == "no change", "a look has its own share of the false alarms"
+    assert half.cells[0].word == "inconclusive", "a look has its own share of the false alarms"
 
 
 def test_decisions_are_those_of_the_simulations() -> None:

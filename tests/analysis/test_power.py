@@ -153,8 +153,12 @@ def test_five_launches_rarely_leave_a_night_of_equal_arms_undecided(cells: int) 
         limit = math.log1p(spec.also["step_s"] if name.endswith("step") else spec.practical_limit)
         base, head = (sd * normal(random, NIGHTS, cells // 2, 5) for _ in range(2))
         unit = math.log1p(growth_found(0.001, 4, limit=limit, alpha=ALPHA / family)) - limit
-        found = limit + paired(base, head).error * unit / 0.001
+        change = paired(base, head)
+        found = limit + change.error * unit / 0.001
         undecided |= (found > math.log1p(spec.detectable)).any(axis=-1)
+        is_told = np.abs(change.centre) > change.half(0.95)
+        is_large = np.abs(np.median(head, axis=-1) - np.median(base, axis=-1)) > limit
+        undecided |= (is_told & is_large).any(axis=-1)
     assert undecided.mean() <= 0.02
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from epbench.gate_records import CellVerdict, MetricChange, Verdict
+from epbench.gate_records import CellVerdict, GateSpec, MetricChange, Verdict
 from epbench.report.gate.words import (
     changed_text,
     has_changed,
@@ -42,11 +42,19 @@ def _gated(cell: CellVerdict) -> list[MetricChange]:
 
 
 def limits_text(verdict: Verdict, metric: str) -> str:
-    """The allowed growth of a timing over all cells: ``2 %``, or ``2 % to 12 %`` where the absolute floor decides."""
+    """The allowed growth of a timing over all cells: ``2 %``; where a floor decides ``2 % to 12 %, 1 ms at least``."""
     found = [change for cell in verdict.cells for change in _gated(cell) if change.metric == metric]
     known = sorted((change for change in found if change.limit is not None), key=lambda change: change.limit or 0)
     texts = list(dict.fromkeys(limit_text(change) for change in known[:1] + known[-1:]))
-    return " to ".join(texts) or UNKNOWN
+    is_floor = bool(known) and (known[-1].limit or 0) > _allowed(verdict.gate, metric) * (1 + 1e-9)
+    floor = f", {1e3 * verdict.gate.absolute_floor_s:g} ms at least" if is_floor else ""
+    return f"{' to '.join(texts)}{floor}" if texts else UNKNOWN
+
+
+def _allowed(spec: GateSpec, metric: str) -> float:
+    """The most that the scenario allows of a timing: the step may stand in for the primary one."""
+    may_be_primary = metric in (spec.primary, "step_s")
+    return max(spec.also.get(metric, 0.0), spec.practical_limit if may_be_primary else 0.0)
 
 
 def timing_table(verdict: Verdict, metric: str) -> Table:

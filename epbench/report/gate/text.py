@@ -119,7 +119,7 @@ def how_judged(verdict: Verdict) -> str:
     pairs = "launches of one round are pairs" if verdict.paired else "launches of the arms are no pairs"
     tests = f"{verdict.family} test{'' if verdict.family == 1 else 's'}"
     return (
-        f"Head over base, medians over launches, with 95 % intervals; ~ is no difference. p is one-sided, that the "
+        f"Head over base, medians over launches, with 95 % intervals; ~ may be no difference. p is one-sided, that the "
         f"change passes the limit, after Holm over {tests}, at {verdict.alpha:g}{look}; {pairs}."
     )
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from epbench.analysis.gate import NOT_GATED
 from epbench.analysis.statistics import Interval
 from epbench.errors import ScenarioError
 from epbench.gate_records import CellVerdict, MetricChange, Verdict, Word
@@ -198,10 +199,12 @@ def _rank(cell: CellVerdict) -> float:
 
 def summary_of(cells: Sequence[CellVerdict]) -> str:
     """One sentence: what is worst is named, the rest counted."""
-    open_cells = [cell for cell in cells if cell.acknowledged is None]
+    outside = sum(map(_is_outside, cells))
+    open_cells = [cell for cell in cells if cell.acknowledged is None and not _is_outside(cell)]
     parts = [_kind(word, [cell for cell in open_cells if cell.word == word]) for word in _ORDER]
-    known = len(cells) - len(open_cells)
+    known = len(cells) - outside - len(open_cells)
     parts.append(f"{_cells(known)} with a known regression" if known else "")
+    parts.append(f"{_cells(outside)} not gated" if outside else "")
     return "; ".join(part for part in parts if part) or "no cell to judge"
 
 
@@ -247,7 +250,7 @@ def exit_code_of(cells: Sequence[CellVerdict], fail_on: Collection[str], *, unex
     """3 regression (or improvement, if asked for), 5 a cell not as expected, 4 undecided, 0; in this order.
 
     ``unexpected`` are ids of head's cells that did not end as the scenario expects. What a person has acknowledged
-    fails nothing. A comparison in which no cell could be judged is undecided, but for cells that are all new.
+    fails nothing. A comparison in which no gated cell could be compared is undecided, but for cells that are all new.
     """
     if not fail_on:
         return 0
@@ -258,9 +261,19 @@ def exit_code_of(cells: Sequence[CellVerdict], fail_on: Collection[str], *, unex
         return 3
     if any(cell.cell in unexpected for cell in open_cells):
         return 5
-    if open_cells and not words - {"failing", "missing"}:
+    if words - {"new"} and not any(map(_is_compared, open_cells)):
         words |= {"inconclusive"}
     return 4 if words & {"inconclusive", "new", "missing"} & set(fail_on) else 0
+
+
+def _is_outside(cell: CellVerdict) -> bool:
+    return cell.word == "no change" and cell.why.startswith(NOT_GATED)
+
+
+def _is_compared(cell: CellVerdict) -> bool:
+    """Whether both arms told something of a gated cell, if only that a baseline is still too young."""
+    is_there = cell.base_outcome is not None and cell.head_outcome is not None
+    return is_there and cell.word != "failing" and not _is_outside(cell)
 
 
 def heading_of(verdict: Verdict) -> str:

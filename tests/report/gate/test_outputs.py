@@ -100,7 +100,7 @@ def test_looks_pairs_and_limits_are_told() -> None:
                     gate=GateSpec(looks=(5, 10)), differences=[])  # fmt: skip
     text = render_verdict(found)
     assert "after Holm over 2 tests, at 0.005, look 2 of 2; launches of one round are pairs." in text
-    assert "device work, ms (limit 2 % to 12 %)" in text
+    assert "device work, ms (limit 2 % to 12 %, 1 ms at least)" in text
     assert "Nothing else that is recorded differs." in text and "accept" not in text
 
 
@@ -108,6 +108,11 @@ def test_counters_that_did_not_change_are_counted_only() -> None:
     same = cell("tp2", "no change", timing(1.0, "no change"), counter(2**30, 2**30), counter(0, 0, metric="recompiles"))
     text = render_verdict(verdict(same))
     assert "Counters: none of 2 changed." in text and "peak memory" not in text
+    nearly = [counter(2**30, 2**30 + 512), counter(10_000, 10_001, metric="kernel_count")]
+    text = render_verdict(verdict(cell("tp2", "no change", timing(1.0, "no change"), *nearly[:1])))
+    assert "Counters: none of 1 changed by more than rounding." in text and "peak memory" not in text
+    text = render_verdict(verdict(cell("tp2", "no change", timing(1.0, "no change"), *nearly)))
+    assert "10,000 \N{RIGHTWARDS ARROW} 10,001" in text and "peak memory" not in text
 
 
 def test_no_control_character_reaches_a_terminal() -> None:

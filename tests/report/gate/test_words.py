@@ -28,6 +28,8 @@ DOUBTFUL = cell("cp2 eager", "inconclusive", timing(1.01, "inconclusive", why="l
 FASTER = cell("tp2 compiled", "improvement", timing(0.95, "improvement"))
 FIXED = cell("tp2 eager", "fixed", base_outcome="oom")
 FAILING = cell("tp2 eager", "failing", base_outcome="oom", head_outcome="oom")
+OUTSIDE = cell("cp2 eager", why="not gated, otherwise regression: step_s: 9.0 % slower")
+YOUNG = cell("tp2 eager", "new", why="the baseline has 2 of 5 nights: compared, decides nothing yet")
 GONE = cell("tp2 eager", "missing", head_outcome=None)
 
 
@@ -52,6 +54,7 @@ GONE = cell("tp2 eager", "missing", head_outcome=None)
             "4 regressions: dp7 device work +7.0 % [6.4, 7.6] (limit 2 %), dp5 device work +5.0 % [4.4, 5.6] (limit "
             "2 %), dp4 device work +4.0 % [3.4, 4.6] (limit 2 %) and 1 more",
         ),
+        ([*many(2), OUTSIDE, KNOWN], "2 cells without change; 1 cell with a known regression; 1 cell not gated"),
         ([regressed("dp2, 8 / 2 / 32")], "1 regression: dp2, 8 / 2 / 32: device work +3.4 % [2.8, 4.0] (limit 2 %)"),
         (
             [cell("tp2", "regression", counter(100, 105, "regression"), timing())],
@@ -89,6 +92,15 @@ def test_the_sentence_names_what_is_worst_and_counts_the_rest(cells: list[CellVe
         ([GONE, *many(1)], DEFAULT, [], 0),
         ([GONE, *many(1)], frozenset({"missing"}), [], 4),
         ([FAILING, GONE], DEFAULT, [], 4),
+        ([GONE, new()], DEFAULT, [], 4),
+        ([FAILING, new()], DEFAULT, [], 4),
+        ([GONE, YOUNG], DEFAULT, [], 0),
+        ([OUTSIDE, GONE], DEFAULT, [], 4),
+        ([OUTSIDE], DEFAULT, [], 4),
+        ([OUTSIDE], frozenset({"regression"}), [], 0),
+        ([OUTSIDE, *many(1)], DEFAULT, [], 0),
+        ([OUTSIDE, OUTSIDE], frozenset({"inconclusive"}), [OUTSIDE.cell], 5),
+        ([], DEFAULT, [], 0),
     ],
 )
 def test_exit_codes(cells: Sequence[CellVerdict], fail_on: frozenset[str], unexpected: list[str], code: int) -> None:
@@ -131,6 +143,8 @@ def test_worst_first_is_by_word_then_by_size() -> None:
         (timing(1.034, ratio_low=None, ratio_high=None), "+3.4 %"),
         (counter(100, 100), "same"),
         (counter(100, 105), "+5.0 %"),
+        (counter(10_000, 10_001, metric="kernel_count"), "10,000 \N{RIGHTWARDS ARROW} 10,001"),
+        (counter(40 * 2**30, 40 * 2**30 - 512), "-512 bytes"),
         (counter(0, 3, metric="recompiles"), "0 \N{RIGHTWARDS ARROW} 3"),
         (counter(None, 2**30), "\N{EN DASH} \N{RIGHTWARDS ARROW} 1.00"),
         (counter(None, None), "\N{EN DASH}"),
