@@ -14,12 +14,13 @@ from epbench.cells import Cell
 from epbench.cli import app
 from epbench.gate_records import GateSpec, Verdict
 from epbench.records import CellResult, EnvironmentRecord
-from epbench.report.gate.judging import gate_ab, gate_runs
+from epbench.report.gate.judging import gate_ab, gate_baseline, gate_runs
 from epbench.report.gate.section import verdict_section
 from epbench.store import CellEntry, RunDirectory, create_run_at, read_record
 from tests.nights import CELL, EP_CELL, failed_cell, night_cell, night_run, night_view
 from tests.report.sample import TP2_EP4, environment
 
+BASELINE = "made-up.baseline.json"
 OUTPUTS = {"verdict.json", "junit.xml", "summary.md", "comment.md"}
 
 
@@ -120,7 +121,7 @@ def test_the_summary_of_a_step_is_appended(monkeypatch: pytest.MonkeyPatch) -> N
 
 def accepted(nights: int) -> Path:
     """The file of a baseline of so many nights of both cells, beside the scenario of the runs."""
-    file = Path("scenarios/made-up.baseline.json")
+    file = Path("scenarios") / BASELINE
     file.parent.mkdir()
     for night in range(nights):
         noise = 1 + 0.001 * (-1) ** night
@@ -142,6 +143,9 @@ def test_the_baseline_beside_the_scenario_is_the_default() -> None:
     quiet = made(9, night_cell(0.4), ep_cell())
     result = epbench("gate", quiet)
     assert (result.exit_code, result.stderr) == (0, f"next: epbench baseline accept {quiet}\n")
+    fast = made(10, night_cell(0.36), ep_cell())
+    result = epbench("gate", fast)
+    assert (result.exit_code, result.stderr) == (0, f"next: epbench baseline accept {fast} --reset\n")
 
 
 def test_an_acknowledged_regression_is_shown_and_fails_nothing() -> None:
@@ -168,6 +172,8 @@ def test_a_cell_that_only_the_baseline_has_is_missing() -> None:
     accepted(5)
     found = verdict_of_gate(made(8, night_cell(0.4)))
     assert words(found) == {"dp4 eager": "no change", "dp4-ep4 eager": "missing"}
+    looked = gate_baseline(made(10, night_cell(0.4), gate=GateSpec(looks=(5, 10))), Path("scenarios") / BASELINE)
+    assert words(looked) == words(found), "it has no launches that a look could wait for"
     newer = environment().model_copy(update={"driver": "580.2", "code": "9" * 64})
     found = verdict_of_gate(made(9, night_cell(0.4), machine=newer))
     assert [(one.what, one.base, one.head) for one in found.differences] == [
@@ -181,6 +187,18 @@ def test_a_skipped_cell_is_not_new_each_night() -> None:
     skipped = failed_cell("skipped", "illegal", Cell(layout=TP2_EP4))
     found = verdict_of_gate(made(8, night_cell(0.4), ep_cell(), skipped))
     assert [(cell.word, cell.why) for cell in found.cells][2] == ("no change", "skipped in both")
+
+
+def test_what_an_older_run_does_not_know_is_said_beside_a_regression() -> None:
+    """A run without device work, kernel counts or transfers: the step is judged, and nothing is silently left out."""
+    cell = night_cell(0.42, kernel_count=900.0)
+    older = [launch.model_copy(update={"device_work_s": None, "transfers_s": {}}) for launch in cell.launch_values]
+    before = made(0, night_cell(0.4).model_copy(update={"launch_values": older}))
+    result = epbench("gate", made(1, cell), "--baseline", before)
+    assert result.exit_code == 0 and "device work is not known in both arms, step is judged instead" in result.stdout
+    result = epbench("gate", made(2, night_cell(0.5, kernel_count=900.0)), "--baseline", before)
+    assert result.exit_code == 3 and "device work is not known in both arms, step is judged instead" in result.stdout
+    assert "dp4 eager: kernels a step is not known in base" in result.stdout
 
 
 # ---------------------------------------------------------------- on the page
@@ -247,7 +265,7 @@ def test_what_else_differs_is_allowed_and_told() -> None:
 
 def damaged_baseline(kind: str) -> str:
     accepted(1)
-    file = Path("scenarios/made-up.baseline.json")
+    file = Path("scenarios") / BASELINE
     text = file.read_text("utf-8")
     file.write_text(
         text[: len(text) // 2] if kind == "torn" else text.replace('"schema_version": 1', '"schema_version": 9')
@@ -329,7 +347,8 @@ def test_before_the_first_look_only_counters_decide() -> None:
     slow = gate_runs(made(1, night_cell(0.6, launches=3), gate=spec), before)
     assert (slow.cells[0].word, slow.cells[0].why) == ("inconclusive", "3 of the 4 launches of the first look")
     larger = night_cell(0.6, launches=3, peak_allocated_bytes=99 * 2**30)
-    assert gate_runs(made(2, larger, gate=spec), before).cells[0].word == "regression"
+    found = gate_runs(made(2, larger, gate=spec), before).cells[0]
+    assert (found.word, found.why) == ("regression", "peak_allocated_bytes: 147.5 % more, where 1.0 % more is allowed")
 
 
 def test_an_invalid_launch_and_its_repeat_are_one_round() -> None:
