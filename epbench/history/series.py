@@ -19,9 +19,20 @@ from epbench.analysis.statistics import Interval, launch_interval
 from epbench.cell_content import content_key
 from epbench.errors import RunError
 from epbench.history.lines import CellLine, EnvironmentLine, HistoryFile, NightLine, history_files, read_history
-from epbench.wording import shown, suggestion
+from epbench.wording import place, shown, suggestion
 
-__all__ = ["RECENT", "Series", "Trend", "changes_since", "matching", "read_store", "selected", "series_of", "trend_of"]
+__all__ = [
+    "RECENT",
+    "Series",
+    "Trend",
+    "changes_since",
+    "damage_text",
+    "matching",
+    "read_store",
+    "selected",
+    "series_of",
+    "trend_of",
+]
 
 RECENT = 90  # nights that are searched for changes and drawn: more would take long and say little of tonight
 
@@ -115,13 +126,15 @@ def _series(found: HistoryFile, lines: Iterable[NightLine]) -> Series:
 def read_store(store: Path) -> tuple[list[Series], list[str]]:
     """All series of a store and what could not be read of it, as sentences. Raises RunError as its files do."""
     files = {path: read_history(path) for path in history_files(store)}
-    warnings = [
-        f"{found.damaged} line{'s' * (found.damaged > 1)} of '{path}' cannot be read and "
-        f"{'are' if found.damaged > 1 else 'is'} left out"
-        for path, found in files.items()
-        if found.damaged
-    ]
+    warnings = [damage_text(path, found) for path, found in files.items() if found.damaged]
     return [one for found in files.values() for one in series_of(found)], warnings
+
+
+def damage_text(path: Path, found: HistoryFile) -> str:
+    """How many lines of a file were left out, as a sentence without its stop."""
+    is_one = found.damaged == 1
+    lines, are = ("line", "is") if is_one else ("lines", "are")
+    return f"{found.damaged} {lines} of '{place(path)}' cannot be read and {are} left out"
 
 
 def matching(series: Sequence[Series], glob: str) -> list[Series]:

@@ -1,6 +1,7 @@
 """The nights before a run on its page: which metrics and cells are drawn, what is said, and how names are treated."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from typer.testing import CliRunner
 from epbench.cli import app
 from epbench.errors import RunError
 from epbench.history.adding import add_nights, run_nights
+from epbench.history.lines import history_path
 from epbench.records import RunView
 from epbench.report.build import build_html
 from epbench.report.data import RunData
 from epbench.report.sections.history import history_section
 from epbench.report.sections.model import Section
-from tests.nights import EP_CELL, night_cell, night_run, night_view
+from tests.nights import EP_CELL, failed_cell, night_cell, night_run, night_view
 from tests.report.sample import HOSTILE, environment
 
 SLOW_FROM, COUNT = 20, 30
@@ -82,8 +84,55 @@ def test_table_and_lead_say_the_same(nights: Section) -> None:
     assert "torch 2.11.0 → 2.12.0" in slow[-1].text
     assert "new level: +" in slow[-1].text
     assert nights.lead.startswith(
-        "Two nights running, dp4 eager takes more than in the nights before. The last change of level: dp4 eager +"
+        "Two nights running, dp4 eager takes more than in the nights before (device work, step, exposed communication)."
+        " The last change of level: dp4 eager device work +"
     )
+
+
+def test_lead_tells_of_memory_and_of_lines_that_cannot_be_read_and_of_no_night_without_a_value(tmp_path: Path) -> None:
+    large = [
+        night_cell(0.2 if night < 12 else 0.202, peak_allocated_bytes=(40 if night < 16 else 50) * 2**30)
+        for night in range(20)
+    ]
+    cells = [night_cell(0.1 if night < 16 else 0.12, cell=EP_CELL) for night in range(19)]
+    cells.append(failed_cell("oom", "rank 2: out of memory", EP_CELL))
+    store = tmp_path / "store"
+    pairs = enumerate(zip(large, cells, strict=True))
+    nights = [night_view(night, one, two) for night, (one, two) in pairs]
+    section(store, nights)
+    file = history_path(store, nights[0].run.name)
+    file.write_text(f"{file.read_text()}<<<<<<< HEAD\n")
+    lead = history_section(RunData(nights[-1], path=Path("reports/tonight")), store).lead
+    assert lead.startswith(
+        "Two nights running, dp4 eager takes more than in the nights before (peak allocated). The last"
+    )
+    assert "dp4 eager peak allocated +25.0 % from 2026-09-17 on" in lead
+    assert "dp4-ep4 eager device work +20.0 % from 2026-09-17 on" in lead
+    assert lead.endswith(f" 1 line of '{file}' cannot be read and is left out.")
+
+
+def test_texts_above_a_chart_do_not_overlap(tmp_path: Path) -> None:
+    """Levels of three nights, and other code every night: the larger change is written, and torch before all code."""
+    works = [0.2] * 12 + [0.21] * 3 + [0.24] * 12
+    nights = [
+        night_view(
+            night,
+            night_cell(work_s * (1 + 1e-4 * (night % 3))),
+            machine=environment().model_copy(update={"code": f"{night}-", "torch": f"2.{night // 25}"}),
+        )
+        for night, work_s in enumerate(works)
+    ]
+    figure = drawn(section(tmp_path, nights), "trend-device_work_s", "dp4 eager")
+    assert len(figure["layout"]["shapes"]) == 2 + len(works) - 1
+    rows: dict[float, list[tuple[float, str]]] = {}
+    for text in figure["layout"]["annotations"]:
+        rows.setdefault(text["y"], []).append((text["x"], text["text"]))
+    (sizes, versions) = (sorted(row) for _, row in sorted(rows.items(), reverse=True))
+    assert [x for x, _ in sizes] == [14.5]
+    assert versions[-1] == (24.5, "torch +1")
+    assert len(versions) > 3
+    gaps = [after[0] - before[0] for before, after in pairwise(versions)]
+    assert min(gaps) * 360 / len(works) > len("code") * 7
 
 
 def test_a_run_without_history_says_so(tmp_path: Path) -> None:

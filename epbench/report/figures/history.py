@@ -1,6 +1,7 @@
 """One metric of one cell, night after night: medians with intervals, levels, alarms, and where something changed."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -25,6 +26,7 @@ from epbench.report.text import clean
 __all__ = ["trend_figure"]
 
 _LEAST_PX, _NIGHT_PX = 420, 9
+_AXIS_PX, _CHARACTER_PX, _GAP_PX = 60, 7, 6
 _MOST_TICKS = 10
 _LOOKS = (("slower", "alarm: more", ORANGE, "triangle-up-open"), ("faster", "alarm: less", GREEN, "triangle-down-open"))
 
@@ -51,18 +53,38 @@ def trend_figure(trend: Trend, *, marks: Sequence[str], scale: float, axis: str)
     _axes(figure, trend, axis)
     figure.update_layout(showlegend=True)
     drawn = finished(figure, rows=9, label=f"{axis} over the nights")
-    return replace(drawn, min_width=max(_LEAST_PX, _NIGHT_PX * len(intervals)))
+    return replace(drawn, min_width=_min_width(len(intervals)))
+
+
+def _min_width(nights: int) -> int:
+    return max(_LEAST_PX, _NIGHT_PX * nights)
 
 
 def _lines(figure: Draft, trend: Trend, marks: Sequence[str]) -> None:
     """A dashed line where the level changed, a dotted one where the software did; texts in two rows above the plot."""
     for change in trend.changes:
         figure.add_vline(x=change.index - 0.5, line={"color": PURPLE, "dash": "dash", "width": 2})
-        _text(figure, change.index - 0.5, f"{100 * (change.ratio - 1):+.1f} %", y=1.0)
     for at, mark in enumerate(marks):
         if mark:
             figure.add_vline(x=at - 0.5, line={"color": GREY, "dash": "dot", "width": 2})
-            _text(figure, at - 0.5, mark, y=0.94)
+    largest = sorted(trend.changes, key=lambda change: -abs(math.log(change.ratio)))
+    newest = [(at, mark) for at, mark in reversed(list(enumerate(marks))) if mark]
+    newest.sort(key=lambda found: found[1] == "code")  # which may change every night
+    sizes = [(change.index, f"{100 * (change.ratio - 1):+.1f} %") for change in largest]
+    for y, texts in ((1.0, sizes), (0.94, newest)):
+        for at, text in _apart(texts, len(trend.values)):
+            _text(figure, at - 0.5, text, y=y)
+
+
+def _apart(texts: Iterable[tuple[int, str]], nights: int) -> Iterator[tuple[int, str]]:
+    """Those that fit into one row beside the ones before them, where the chart is as narrow as it gets."""
+    night_px = (_min_width(nights) - _AXIS_PX) / (nights + 1)
+    placed: list[tuple[int, str]] = []
+    for at, text in texts:
+        widths = ((other, _CHARACTER_PX * (len(text) + len(found)) / 2 + _GAP_PX) for other, found in placed)
+        if all(abs(at - other) * night_px >= width for other, width in widths):
+            placed.append((at, text))
+            yield at, text
 
 
 def _text(figure: Draft, x: float, text: str, *, y: float) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from epbench.analysis.rolling import LIMIT, WINDOW, K
+from epbench.analysis.rolling import LIMIT, WINDOW, K, Word
 from epbench.cell_content import content_key
 from epbench.history.adding import run_nights
 from epbench.history.lines import HistoryFile, history_files, history_path, read_history
-from epbench.history.series import RECENT, Series, Trend, changes_since, series_of, trend_of
+from epbench.history.series import RECENT, Series, Trend, changes_since, damage_text, series_of, trend_of
 from epbench.report.comparison import Naming
 from epbench.report.data import RunData
 from epbench.report.figures.history import trend_figure
@@ -22,6 +22,7 @@ Trends = list[tuple[str, Trend]]
 
 _LEAST_NIGHTS = 3
 _MOST_CELLS = 40
+_SIDES: Mapping[Word, str] = {"slower": "more", "faster": "less"}
 _SCALES = {"ms": 1e3, "GiB": 2.0**-30, "": 1.0}
 _METRICS = {
     "device_work_s": "Device work over the nights",
@@ -37,7 +38,8 @@ def history_section(run: RunData, store: Path) -> Section:
 
     Raises RunError if the history cannot be read.
     """
-    named = _series(run, store)
+    found = _history(run, store)
+    named = _series(run, found)
     trends = {metric: _trends(metric, named) for metric in _METRICS}
     charts = tuple(_chart(metric, found) for metric, found in trends.items() if found)
     missing = "" if charts else f"The history in {clean(str(store), 120)} has no cell of this run in three nights."
@@ -47,17 +49,20 @@ def history_section(run: RunData, store: Path) -> Section:
         f"{K:g} robust standard deviations and {100 * LIMIT:g} %. A level changes where the nights before and after "
         f"differ by more than all but 1 % of random orders do; the last {RECENT} nights are searched and drawn.{cut}"
     )
-    return Section(
-        "nights", "Over the nights", charts, missing=missing, note=note if charts else "", lead=_lead(trends)
-    )
+    damage = f"{damage_text(history_path(store, run.view.run.name), found)}." if found.damaged else ""
+    lead = " ".join(part for part in (_lead(trends), clean(damage, 300)) if part)
+    return Section("nights", "Over the nights", charts, missing=missing, note=note if charts else "", lead=lead)
 
 
-def _series(run: RunData, store: Path) -> Named:
+def _history(run: RunData, store: Path) -> HistoryFile:
+    history_files(store)  # a directory that is not there is a mistake, a scenario without nights is none
+    path = history_path(store, run.view.run.name)
+    return read_history(path) if path.exists() else HistoryFile(run.view.run.name)
+
+
+def _series(run: RunData, found: HistoryFile) -> Named:
     """The run's cells by their names on the page, with their nights."""
     view = run.view
-    history_files(store)  # a directory that is not there is a mistake, a scenario without nights is none
-    path = history_path(store, view.run.name)
-    found = read_history(path) if path.exists() else HistoryFile(view.run.name)
     name = run.path.name if run.path is not None else view.run.name
     for night in run_nights(view, name):
         found.cells.setdefault(night.cell.key, night.cell)
@@ -83,7 +88,7 @@ def _chart(metric: str, trends: Trends) -> Chart:
     caption = (
         "Median over launches with its 95 % interval, night by night; the horizontal line is the level. A dashed line "
         "is a change of level, with its size; a dotted one says what software changed that night; a triangle is an "
-        "alarm."
+        "alarm. Where lines are close, the table has what there is no room to write."
     )
     return Chart(f"trend-{metric}", _METRICS[metric], caption, variants, picker="cell")
 
@@ -103,18 +108,34 @@ def _mark(found: Sequence[str]) -> str:
 
 
 def _lead(found: Mapping[str, Trends]) -> str:
-    """Alarms of this night, and the last change of level of each cell, of device work or else of the step."""
-    trends = dict(found["step_s"]) | dict(found["device_work_s"])
-    alarms = [
-        f"{name} takes {'more' if trend.tonight.word == 'slower' else 'less'} than in the nights before"
-        for name, trend in trends.items()
-        if trend.tonight is not None and trend.tonight.word in ("slower", "faster")
-    ]
-    changes = [
-        f"{name} {change_text(trend, len(trend.changes) - 1)}" for name, trend in trends.items() if trend.changes
-    ]
-    parts = [f"Two nights running, {'; '.join(alarms)}"] if alarms else ["No alarm"] if trends else []
+    """Alarms of this night, of every metric that is drawn, and the last change of level of each cell."""
+    alarms, changes = _alarms(found), _changes(found)
+    parts = [f"Two nights running, {'; '.join(alarms)}"] if alarms else ["No alarm"] if any(found.values()) else []
     if changes:
         more = f"; and {len(changes) - 5} more cells" if len(changes) > 5 else ""
         parts.append(f"The last change of level: {'; '.join(changes[:5])}{more}")
     return " ".join(f"{part}." for part in parts)
+
+
+def _alarms(found: Mapping[str, Trends]) -> list[str]:
+    """``dp4 eager takes more than in the nights before (device work, step)``."""
+    metrics: dict[str, list[str]] = {}
+    for name, trend in (pair for trends in found.values() for pair in trends):
+        if trend.tonight is not None and trend.values[-1] is not None and trend.tonight.word in _SIDES:
+            metrics.setdefault(f"{name} takes {_SIDES[trend.tonight.word]}", []).append(_what(trend))
+    return [f"{said} than in the nights before ({', '.join(names)})" for said, names in metrics.items()]
+
+
+def _changes(found: Mapping[str, Trends]) -> list[str]:
+    """Of each cell the last one of any metric; of those of one night that of the first metric."""
+    moved: dict[str, list[Trend]] = {}
+    for name, trend in (pair for trends in found.values() for pair in trends):
+        if trend.changes:
+            moved.setdefault(name, []).append(trend)
+    last = {name: max(trends, key=lambda trend: trend.changes[-1].index) for name, trends in moved.items()}
+    return [f"{name} {_what(trend)} {change_text(trend, len(trend.changes) - 1)}" for name, trend in last.items()]
+
+
+def _what(trend: Trend) -> str:
+    """The metric's name without its unit."""
+    return titled(trend.metric).partition(",")[0]
