@@ -204,12 +204,21 @@ def _refuse_fixed(base: Setting, setting: Setting, *, where: str) -> None:
 
 
 def _on_device(train: TrainSpec, setting: Setting, *, device: str) -> tuple[TrainSpec, list[str]]:
-    """On cpu all is computed in fp32; a lower precision that an axis asks for is not measured there."""
-    if device != "cpu" or train.compute_dtype == "fp32":
-        return train, []
-    if "train.compute_dtype" in setting:
-        return train, [f"train.compute_dtype = {train.compute_dtype} is not measured on cpu, which runs fp32"]
-    return train.model_copy(update={"compute_dtype": "fp32"}), []
+    """On cpu all is fp32; a lower precision that an axis asks for is not measured there."""
+    if device != "cpu":
+        return train, _narrow_masters(train)
+    lower = [key for key in ("compute_dtype", "master_dtype") if getattr(train, key) != "fp32"]
+    asked = [key for key in lower if f"train.{key}" in setting]
+    if asked:
+        reasons = [f"train.{key} = {getattr(train, key)} is not measured on cpu, which runs fp32" for key in asked]
+        return train, reasons
+    return train.model_copy(update=dict.fromkeys(lower, "fp32")), []
+
+
+def _narrow_masters(train: TrainSpec) -> list[str]:
+    if train.master_dtype == "bf16" and train.compute_dtype == "fp32":
+        return ["train.master_dtype = bf16 is narrower than train.compute_dtype = fp32"]
+    return []
 
 
 def _layouts(

@@ -55,7 +55,7 @@ _SIZES = (  # what describes a model when no preset does
 )
 _BUILT: dict[str, tuple[object, ...]] = {
     "train.compute_dtype": ("fp32", "bf16"),
-    "train.master_dtype": ("fp32",),
+    "train.master_dtype": ("fp32", "bf16"),
     "train.activation_checkpointing": ("none", "full", "selective"),
     "train.dispatcher": ("all_to_all",),
     "train.overlap": ("none",),

@@ -31,7 +31,7 @@ from epbench.model.decoder import Block, Decoder
 from epbench.parallel import compat
 from epbench.parallel.mesh import ParallelDims
 
-__all__ = ["DTYPES", "Holding", "apply_fsdp", "holding"]
+__all__ = ["DTYPES", "Holding", "apply_fsdp", "holding", "store_as"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Holding = Literal["alone", "joined", "nested"]
@@ -43,6 +43,15 @@ def holding(layout: Layout, *, parameter_meshes: bool) -> Holding:
         return "alone"
     same_ranks = layout.ep == layout.tp == 1  # efsdp = dp_shard x cp
     return "joined" if same_ranks or parameter_meshes else "nested"
+
+
+def store_as(model: nn.Module, dtype: str) -> None:
+    """Parameters, and with them gradients and moments, in ``dtype`` (of :data:`DTYPES`); before anything shards them.
+
+    Buffers stay: a router's bias moves by steps that a narrower dtype would swallow.
+    """
+    for param in model.parameters():
+        param.data = param.data.to(DTYPES[dtype])
 
 
 def _expert_placement(num_experts: int, dims: ParallelDims) -> Shard:
@@ -106,7 +115,7 @@ class _Sharder:
 
 
 def apply_fsdp(model: Decoder, dims: ParallelDims, train: TrainSpec, *, held: Holding) -> None:
-    """Shards the model in place; master weights stay fp32, compute and reduction dtypes are ``train``'s.
+    """Shards the model in place; master weights stay as they are, compute and reduction dtypes are ``train``'s.
 
     Tied embedding and head share one parameter, so they are one unit, gathered for the whole step.
     """

@@ -61,8 +61,8 @@ def sum_of_squares(gradients: Iterable[tuple[Tensor, Tensor]], *, world_size: in
             groups[num_replicas(param, world_size)].append(grad)
     total = torch.zeros((), device=device)
     for replicas, grads in groups.items():
-        norms = torch.stack(torch._foreach_norm(grads))
-        total += norms.float().square().sum() / replicas
+        norms = torch.stack(torch._foreach_norm(grads, 2, dtype=torch.float32))
+        total += norms.square().sum() / replicas
     return total
 
 

@@ -79,6 +79,7 @@ def shrink(cell: Cell) -> Cell:
         "micro_batch_size": micro_batch,
         "global_batch_size": layout.data_ranks * micro_batch * micro_batches,
         "compute_dtype": "fp32",
+        "master_dtype": "fp32",
         "reduce_dtype": "fp32",
         "data": "random",  # a file's token ids are beyond the small vocabulary
     }
@@ -267,7 +268,7 @@ def verify_batch(
     on_stage("layout")
     errors = _errors(small, world, case, scope=scope)
     on_stage("own_dtype")
-    in_own_dtype = {"compute_dtype": cell.train.compute_dtype, "reduce_dtype": cell.train.reduce_dtype}
+    in_own_dtype = {key: getattr(cell.train, key) for key in ("compute_dtype", "master_dtype", "reduce_dtype")}
     own = _own_dtype(
         small.model_copy(update={"train": small.train.model_copy(update=in_own_dtype)}), world, case, scope=scope
     )

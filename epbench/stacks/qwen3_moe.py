@@ -13,6 +13,7 @@ from epbench.model.init import init_weights
 from epbench.model.router import Router, zero_biases
 from epbench.parallel.apply import parallelize
 from epbench.parallel.balance import Balance
+from epbench.parallel.data import store_as
 from epbench.parallel.gradients import whole_gradient
 from epbench.parallel.mesh import ParallelDims
 from epbench.parallel.optimizer import ShardedAdamW, clip_and_step
@@ -27,6 +28,7 @@ def build(cell: Cell, world: World) -> "Qwen3MoeStep":
     dims = ParallelDims.build(cell.layout, device=world.device)
     with torch.device("meta"):
         model = Decoder(cell.model)
+    store_as(model, cell.train.master_dtype)
     how = parallelize(model, dims, cell)
     model.to_empty(device=world.device)
     zero_biases(model)

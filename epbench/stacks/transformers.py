@@ -22,7 +22,7 @@ from epbench.cells import Cell, TrainSpec
 from epbench.errors import ScenarioError
 from epbench.model.attention import positions_in_documents
 from epbench.parallel.compilation import compile_backend
-from epbench.parallel.data import DTYPES
+from epbench.parallel.data import DTYPES, store_as
 from epbench.parallel.gradients import whole_gradient
 from epbench.parallel.mesh import ParallelDims
 from epbench.parallel.optimizer import ShardedAdamW, clip_and_step
@@ -55,6 +55,7 @@ def build(cell: Cell, world: World) -> "TransformersStep":
         raise ScenarioError("; ".join(reasons))
     dims = ParallelDims.build(cell.layout, device=world.device)
     model = build_model(cell.model, cp=dims.axis("cp") if cell.layout.cp > 1 else None)
+    store_as(model, cell.train.master_dtype)
     _wrap_layers(model, cell)
     _shard(model, dims, cell.train)
     model.to_empty(device=world.device)

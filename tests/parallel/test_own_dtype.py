@@ -15,7 +15,9 @@ from epbench.layout import Layout
 from epbench.records import OwnDtypeRecord, VerifyRecord
 from epbench.runner import verify
 from epbench.runner.verify import verify_cell
+from epbench.stacks.data import batches
 from epbench.stacks.protocol import World
+from epbench.stacks.qwen3_moe import build
 from tests.parallel.plants import PLANTS
 from tests.ranks import run_on_ranks
 
@@ -30,8 +32,8 @@ LAYOUTS = {
 }
 
 
-def _cell(layout: str, mode: Mode = "eager") -> Cell:
-    return Cell(layout=LAYOUTS[layout], mode=mode, model=MODEL, train=TRAIN)
+def _cell(layout: str, mode: Mode = "eager", **train: object) -> Cell:
+    return Cell(layout=LAYOUTS[layout], mode=mode, model=MODEL, train=TRAIN.model_copy(update=train))
 
 
 def _verify(cell: Cell, plant: str) -> VerifyRecord:
@@ -79,3 +81,34 @@ def test_mistake_in_the_bf16_step_alone_is_noticed(plant: str, layout: str, para
     own = _own(_cell(layout), plant)
     assert not own.passed, own
     assert parameter in str(own.worst_parameter), own
+
+
+# ---- master weights in bf16 ----
+
+
+def _stored(cell: Cell) -> tuple[set[torch.dtype], set[torch.dtype], float]:
+    """dtypes of parameters and of moments after a step, and the loss of the second step over that of the first."""
+    rank = dist.get_rank()
+    world = World(rank, dist.get_world_size(), rank, torch.device("cpu"))
+    step = build(cell, world)
+    batch = batches(cell, 1, world.device)[0]
+    first, second = (float(step.run(batch)) for _ in range(2))
+    resident = step.resident_tensors()
+    moments = {x.dtype for x in resident.optimizer if x.dim()}
+    return {x.dtype for x in resident.params}, moments, second / first
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masters_in_bf16_keep_the_bounds(layout: str) -> None:
+    cell = _cell(layout, master_dtype="bf16")
+    own = _own(cell)
+    assert own.passed, own
+    for parameters, moments, ratio in run_on_ranks(cell.world_size, _stored, cell):
+        assert (parameters, moments) == ({torch.bfloat16}, {torch.bfloat16})
+        assert ratio < 1, "what is learnt is not lost in rounding"
+
+
+def test_mistake_in_a_step_with_bf16_masters_is_noticed() -> None:
+    own = _own(_cell("dp4-ep2", master_dtype="bf16"), "expert gradient divided")
+    assert not own.passed, own
+    assert "experts" in str(own.worst_parameter), own
