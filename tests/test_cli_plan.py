@@ -235,9 +235,20 @@ def test_plan_and_help_import_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", str(SCENARIOS / "qwen3-30b-8gpu.toml")]])
-def test_start_takes_less_than_half_a_second_of_processor(arguments: list[str]) -> None:
+EVERY = (
+    'schema = 1\nname = "every"\nworld_size = 8\n[model]\npreset = "qwen3-30b-a3b"\n'
+    '[train]\nseq_len = 4096\nglobal_batch_size = 16\n[matrix]\nlayout = "auto"\nmode = ["eager", "compiled"]\n'
+)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "every.toml"]])
+def test_start_takes_less_than_half_a_second_of_processor(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Processor time, the best of ten: a busy machine makes a start slower, never faster."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(SCENARIOS.parent))
+    (tmp_path / "every.toml").write_text(EVERY)
 
     def processor_s() -> float:
         before = os.times()

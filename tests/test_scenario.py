@@ -303,6 +303,22 @@ def test_precision_as_an_axis_is_skipped_on_cpu_not_measured_twice(write: Write)
     assert second.skip_reason == "train.compute_dtype = bf16 is not measured on cpu, which runs fp32"
 
 
+@pytest.mark.parametrize(
+    ("device", "compute", "expected"),
+    [
+        ("cuda", "bf16", None),
+        ("cuda", "fp32", "train.master_dtype = bf16 is narrower than train.compute_dtype = fp32"),
+        ("cpu", "bf16", "train.master_dtype = bf16 is not measured on cpu, which runs fp32"),
+    ],
+)
+def test_masters_in_bf16(write: Write, device: str, compute: str, expected: str | None) -> None:
+    rows = f'{HEAD}[train]\ncompute_dtype = "{compute}"\n{ONE_CELL}train.master_dtype = ["fp32", "bf16"]\n'
+    wide, narrow = load_scenario(write(rows), device=device).planned
+    assert (wide.skip_reason, narrow.skip_reason) == (None, expected)
+    fixed = write(f'{HEAD}[train]\ncompute_dtype = "bf16"\nmaster_dtype = "bf16"\n{ONE_CELL}')
+    assert load_scenario(fixed, device="cpu").planned[0].cell.train.master_dtype == "fp32"
+
+
 # ---- extends, text, digest ----
 
 
@@ -505,12 +521,18 @@ def test_moe_sizes_have_equal_expert_parameters_and_equal_work() -> None:
     assert len({cell.model.num_experts_per_tok * cell.model.moe_intermediate_size for cell in cells}) == 1
 
 
-def test_qwen3_30b_on_eight_gpus_is_every_legal_layout_in_both_modes() -> None:
-    scenario = load_scenario(SCENARIOS / "qwen3-30b-8gpu.toml")
-    first = scenario.planned[0].cell
-    layouts = legal_layouts(8, first.model, first.train)
-    assert first.model == PRESETS["qwen3-30b-a3b"]
-    assert len(scenario.planned) == 2 * len(layouts)
+@pytest.mark.parametrize(("gpus", "layers", "layouts", "cells"), [(8, 48, 10, 30), (4, 24, 9, 28)])
+def test_qwen3_30b_on_a_host_of_gpus(gpus: int, layers: int, layouts: int, cells: int) -> None:
+    scenario = load_scenario(SCENARIOS / f"qwen3-30b-{gpus}gpu.toml")
+    every = scenario.cells
+    assert len(every) == len(scenario.planned) == cells, "none is illegal"
+    assert {cell.model for cell in every} == {PRESETS["qwen3-30b-a3b"].model_copy(update={"num_layers": layers})}
+    assert len({cell.layout for cell in every}) == layouts
+    assert {cell.routing for cell in every} == {"natural", "uniform", "zipf:1.2", "round_robin"}
+    assert {cell.train.activation_checkpointing for cell in every} == {"full", "selective"}
+    assert {cell.train.global_batch_size // gpus for cell in every} == {2}, "as many tokens a rank"
+    (published,) = (cell for cell in every if cell.train.master_dtype == "bf16")
+    assert (published.layout.slug, published.train.max_grad_norm) == (f"dp{gpus}-ep{gpus}", 0)
 
 
 def test_preset_scenario_is_all_legal_layouts_of_a_model() -> None:
