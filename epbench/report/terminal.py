@@ -32,13 +32,14 @@ _ONE_LINE = ("step, ms", "speed", "tokens/s", "tokens/s against first", "op", "s
 
 
 def render_cells(view: RunView) -> str:
-    """Verdict, findings, cells and legend as plain text, then the reasons of cells that have one.
+    """Verdict, findings, cells and legend as plain text, then the reasons of cells that ended with one.
 
     Tables are at most 120 columns wide; longer names fold.
     """
     compared = Compared.of(view)
     head = f"{clean(view.run.name, 80)}: {', '.join(f'{what} {text}' for what, text in environment_rows(view))}"
-    reasons = [_reason(compared, cell) for cell in view.cells if cell.reason or not cell.expected]
+    ended = [cell for cell in view.cells if cell.outcome is not None]
+    reasons = [_reason(compared, cell) for cell in ended if cell.reason or not cell.expected]
     warnings = "\n".join(f"warning: {clean(text, 600)}" for text in view.warnings)
     body = [_verdicts(compared), _findings(compared), *_groups(compared), _routings(compared)]
     parts = [head, warnings, *body, "\n".join(_legend(compared)), "\n".join(reasons)]
@@ -127,6 +128,6 @@ def _legend(compared: Compared) -> list[str]:
 
 
 def _reason(compared: Compared, cell: CellResult) -> str:
-    ending = [] if cell.outcome is None else [cell.outcome + ("" if cell.expected else " (not as expected)")]
+    ending = f"{cell.outcome}{'' if cell.expected else ' (not as expected)'}"
     reason = clean(cell.reason, 600) if cell.reason else "no reason recorded"
-    return ": ".join([compared.naming.full(cell), *ending, reason])
+    return ": ".join([compared.naming.full(cell), ending, reason])
