@@ -160,6 +160,7 @@ class ArmRecord(Frozen):
     path: str
     started: str | None = None
     nights: int = 1
+    launches: int | None = Field(None, description="of all cells, valid or not, when it was judged; of a run")
     environment: dict[str, Any] = Field(default_factory=dict, description="as EnvironmentRecord, of its last run")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from epbench.errors import ScenarioError
 from epbench.report.build import write_csv, write_report
 from epbench.report.data import read_run
-from epbench.report.gate.section import verdict_section
+from epbench.report.gate.section import verdict_markdown, verdict_section
 from epbench.report.markdown import markdown_report
 from epbench.report.runs import ComparedRuns, compared_runs
 from epbench.report.sections.change import change_section
@@ -82,9 +82,14 @@ def markdown_of(paths: Sequence[Path], options: ReportOptions) -> str:
     """The same as markdown, and the CSV if asked; raises as ``write_pages`` does."""
     _write_csv(paths[-1:], options)
     if not options.is_compared:
-        return "\n".join(markdown_report(read_run(path)) for path in paths)
+        return "\n".join(_after_verdict(path, markdown_report(read_run(path))) for path in paths)
     compared = compare_paths(paths)
-    return markdown_report(compared.runs[-1], changes=compared)
+    return _after_verdict(paths[-1], markdown_report(compared.runs[-1], changes=compared))
+
+
+def _after_verdict(path: Path, text: str) -> str:
+    verdict = verdict_markdown(path)
+    return f"{verdict}\n{text}" if verdict else text
 
 
 def _write_csv(paths: Sequence[Path], options: ReportOptions) -> None:

@@ -28,7 +28,7 @@ from epbench.report.text import clean
 from epbench.store import open_run
 from epbench.wording import shown
 
-__all__ = ["DEFAULT_FAIL_ON", "gate_ab", "gate_baseline", "gate_runs"]
+__all__ = ["DEFAULT_FAIL_ON", "gate_ab", "gate_baseline", "gate_runs", "launches_of"]
 
 DEFAULT_FAIL_ON = frozenset({"regression", "inconclusive"})
 
@@ -275,8 +275,14 @@ def _arm_record(path: Path, view: RunView, *, label: str | None = None) -> ArmRe
         label=label or path.resolve().name,
         path=str(path),
         started=view.run.started,
+        launches=launches_of(view),
         environment=view.environment.model_dump(mode="json"),
     )
+
+
+def launches_of(view: RunView) -> int:
+    """All that were made, valid or not: when there are more, a verdict is old."""
+    return sum(len(cell.launch_values) for cell in view.cells)
 
 
 def _baseline_record(file: Path, arms: Iterable[Arm], last: BaselineRun | None) -> ArmRecord:

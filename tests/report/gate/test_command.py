@@ -16,7 +16,7 @@ from epbench.gate_records import GateSpec, Verdict
 from epbench.records import CellResult, EnvironmentRecord
 from epbench.report.gate.judging import gate_ab, gate_baseline, gate_runs
 from epbench.report.gate.section import verdict_section
-from epbench.store import CellEntry, RunDirectory, create_run_at, read_record
+from epbench.store import CellEntry, RunDirectory, create_run_at, open_run, read_record
 from tests.nights import CELL, EP_CELL, failed_cell, night_cell, night_run, night_view
 from tests.report.sample import TP2_EP4, environment
 
@@ -215,6 +215,24 @@ def test_the_page_of_a_run_begins_with_its_verdict() -> None:
     assert epbench("report", head).exit_code == 0
     page = (head / "report.html").read_text("utf-8")
     assert page.index("Gate: failed</h2>") < page.index("All cells</h2>")
+
+
+def test_the_markdown_of_a_run_begins_with_its_verdict() -> None:
+    head = made(1, night_cell(0.42))
+    before = epbench("report", head, "--md").stdout
+    epbench("gate", head, "--baseline", base())
+    assert epbench("report", head, "--md").stdout == f"{(head / 'summary.md').read_text('utf-8')}\n{before}"
+
+
+def test_a_verdict_that_is_older_than_launches_is_not_shown() -> None:
+    head = made(1, night_cell(0.42, launches=4))
+    epbench("gate", head, "--baseline", base())
+    assert verdict_of(head).head.launches == 4
+    open_run(head).write_result(night_cell(0.4))
+    section = verdict_section(head)
+    assert section is not None and (section.lead, section.table) == ("", None)
+    assert section.missing == "verdict.json is of 4 launches and the run has 5: epbench gate judges them all."
+    assert epbench("report", head, "--md").stdout.startswith(f"**{section.missing}**\n\n## ")
 
 
 def test_a_damaged_verdict_is_said_on_the_page() -> None:
