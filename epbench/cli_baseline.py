@@ -59,7 +59,8 @@ def propose(
     if output is not None:
         write_proposal(output, found)
         typer.echo(str(output))
-    write_aside(f"next: epbench baseline accept {found.run}")
+    changed = any(one.action in ("changed", "new level") for one in found.proposal.cells)
+    write_aside(f"next: epbench baseline accept {found.run}{' --reset --reason TEXT' * changed}")
 
 
 @app.command()

@@ -38,7 +38,7 @@ def add(
 
     if not runs and not benchmark:
         raise ScenarioError("history add needs a RUN, or --benchmark FILE")
-    opened = [(run.path.resolve().name, run.view()) for run in map(open_run, runs or ())]
+    opened = [(run.name, run.view()) for run in map(open_run, runs or ())]
     work = [(view.run.name, run_nights(view, name)) for name, view in opened]
     work += [(BENCHMARKS, benchmark_nights(path)) for path in benchmark or ()]
     for scenario, nights in work:
@@ -97,7 +97,7 @@ def export(
 ) -> None:
     """Write the history for another database or a spreadsheet."""
     from epbench.history.export import history_csv, pytorch_json
-    from epbench.history.series import selected
+    from epbench.history.series import require_metrics, selected
     from epbench.writing import replace_file
 
     if kind not in ("pytorch", "csv"):
@@ -105,6 +105,7 @@ def export(
     series, warnings = selected(store, scenario=scenario, cell=cell)
     for warning in warnings:
         write_aside(f"warning: {warning}")
+    require_metrics(series, metric)
     text = pytorch_json(series, metric) if kind == "pytorch" else history_csv(series, metric).rstrip("\n")
     if output is None:
         typer.echo(text)

@@ -65,6 +65,12 @@ class RunDirectory:
     path: Path
 
     @property
+    def name(self) -> str:
+        """What the run is called in baselines and histories: its directory, of an arm of an A/B with that of both."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if (path.parent / _TWO_ARMS).is_file() else path.name
+
+    @property
     def record(self) -> RunRecord:
         """``run.json``; raises RunError when it is missing, torn or of another schema."""
         return _read_run(self.path)

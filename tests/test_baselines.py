@@ -238,6 +238,8 @@ def test_what_cannot_be_compared_is_refused_with_every_difference(fields: dict[s
     with pytest.raises(NotComparableError) as raised:
         arms_for(grown(*quiet()), night_view(9, night_cell(0.2), **fields))
     assert said in str(raised.value)
+    advice = "give --baseline FILE of the run's own" if "name" in fields else "epbench baseline accept RUN"
+    assert str(raised.value).endswith(advice)
 
 
 def test_another_minor_version_of_torch_is_new_and_no_mistake() -> None:
@@ -332,6 +334,7 @@ def test_a_change_needs_reset(nights: list[str]) -> None:
     shown = epbench("baseline", "propose", nights[5])
     assert "+15.0 % [" in shown.stdout
     assert "CHANGED, needs --reset" in " ".join(shown.stdout.split())
+    assert shown.stderr == f"next: epbench baseline accept {nights[5]} --reset --reason TEXT\n"
     refused = epbench("baseline", "accept", nights[5])
     assert (refused.exit_code, Path(FILE).read_text()) == (2, before)
     assert refused.stderr == (

@@ -259,6 +259,7 @@ MISTAKES = {
     ("show", "--metric", "step"): "no night has 'step'; metrics: ",
     ("show", "--limit", "-1"): "--limit is a share between 0 and 10 (0.015 is 1.5 %), got -1.0",
     ("export", "--format", "xml"): "--format must be pytorch or csv, got 'xml'",
+    ("export", "--format", "csv", "--metric", "step"): "no night has 'step'; did you mean 'step_s'?",
 }
 
 
@@ -291,6 +292,24 @@ def test_add_says_what_it_did(tmp_path: Path) -> None:
     assert first.stdout.splitlines() == [str(store / f"{SCENARIO}.jsonl"), str(store / f"{BENCHMARKS}.jsonl")]
     assert first.stderr.splitlines()[:2] == ["2 added, 0 were there"] * 2
     assert again.stderr.splitlines()[:2] == ["0 added, 2 were there"] * 2
+
+
+def test_arms_of_two_ab_are_two_nights_though_both_are_called_head(tmp_path: Path) -> None:
+    for night in range(2):
+        run = night_run(tmp_path / "reports", night_view(night, night_cell(0.2))).path
+        both = tmp_path / "reports" / f"ab-{night}"
+        both.mkdir()
+        (both / "arms.json").touch()
+        run.rename(both / "head")
+        store = str(tmp_path / "store")
+        assert "1 added, 0 were there" in epbench("history", "add", str(both / "head"), "--store", store).stderr
+    assert [night.run for night in only_series(tmp_path / "store").nights] == ["ab-0/head", "ab-1/head"]
+
+
+def test_runs_that_were_copied_under_one_name_are_nights_of_their_own(tmp_path: Path) -> None:
+    for night in (0, 1, 1):
+        add_nights(tmp_path, SCENARIO, run_nights(night_view(night, night_cell(0.2)), "head"))
+    assert [night.started for night in only_series(tmp_path).nights] == [started(0), started(1)]
 
 
 def test_a_year_of_fifty_cells_is_read_in_seconds(tmp_path: Path) -> None:

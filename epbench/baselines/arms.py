@@ -13,6 +13,8 @@ from epbench.gate_records import CellVerdict
 from epbench.records import CellResult, RunView
 from epbench.wording import shown
 
+_ACCEPT = "epbench baseline accept RUN"
+
 __all__ = ["acknowledge", "arm_of_entry", "arms_for", "entry_key", "missing_from", "settling"]
 
 
@@ -102,10 +104,11 @@ def _require_comparable(baseline: Baseline, view: RunView) -> None:
             differences.append(("GPU model and protocol together", "others", f"{machine.device_name}, {view.protocol}"))
     if differences:
         listed = "; ".join(f"{what}: {shown(there)} there, {shown(here)} here" for what, there, here in differences)
-        raise NotComparableError(
-            f"the baseline says nothing of this run ({listed}): accept a run of this kind first, with: "
-            "epbench baseline accept RUN"
+        is_other = baseline.scenario != view.run.name
+        advice = (
+            "give --baseline FILE of the run's own" if is_other else f"accept a run of this kind first, with: {_ACCEPT}"
         )
+        raise NotComparableError(f"the baseline says nothing of this run ({listed}): {advice}")
 
 
 def _unless_in(what: str, known: Sequence[object], here: object) -> list[tuple[str, str, str]]:

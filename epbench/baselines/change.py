@@ -39,7 +39,7 @@ def proposed(name: str, *, path: Path | None, only: str = "*", reset: bool = Fal
     if not file.parent.is_dir():
         raise RunError(f"there is no directory for '{place(file)}': name the baseline with --baseline FILE")
     known = read_baseline(file) if file.exists() else None
-    proposal = propose(known, view, run.path.resolve().name, only=only, reset=reset, reason=_one_line(reason))
+    proposal = propose(known, view, run.name, only=only, reset=reset, reason=_one_line(reason))
     return Change(str(run.path), file, known is None, proposal)
 
 

@@ -93,7 +93,7 @@ def _missing(known: HistoryFile | None, scenario: str, nights: Iterable[Night]) 
         yield HistoryLine(scenario)
     cells, environments, seen = set(found.cells), set(found.environments), set(found.nights)
     for night in nights:
-        if (night.line.run, night.line.cell) in seen:
+        if night.line.night in seen:
             continue
         if night.cell.key not in cells:
             yield night.cell
@@ -102,7 +102,7 @@ def _missing(known: HistoryFile | None, scenario: str, nights: Iterable[Night]) 
         yield night.line
         cells.add(night.cell.key)
         environments.add(night.environment.key)
-        seen.add((night.line.run, night.line.cell))
+        seen.add(night.line.night)
 
 
 # ---------------------------------------------------------------- runs

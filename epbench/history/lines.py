@@ -88,6 +88,11 @@ class NightLine(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="kind
     timings: dict[str, list[float]] = {}
     counters: dict[str, float] = {}
 
+    @property
+    def night(self) -> tuple[str, str, str]:
+        """What tells nights apart; a run's name alone does not where directories were copied under one name."""
+        return self.run, self.started, self.cell
+
 
 Line = HistoryLine | CellLine | EnvironmentLine | NightLine
 
@@ -99,7 +104,7 @@ class HistoryFile:
     scenario: str
     cells: dict[str, CellLine] = field(default_factory=dict)
     environments: dict[str, EnvironmentLine] = field(default_factory=dict)
-    nights: dict[tuple[str, str], NightLine] = field(default_factory=dict)  # by run and cell
+    nights: dict[tuple[str, str, str], NightLine] = field(default_factory=dict)  # by their key
     damaged: int = 0  # lines that could not be read: torn, or of a merge
 
 
@@ -154,7 +159,7 @@ def _gathered(scenario: str, lines: Iterable[Line | None]) -> HistoryFile:
             case EnvironmentLine():
                 found.environments.setdefault(line.key, line)
             case NightLine():
-                found.nights.setdefault((line.run, line.cell), line)
+                found.nights.setdefault(line.night, line)
     known = {
         key: night
         for key, night in found.nights.items()

@@ -29,6 +29,7 @@ __all__ = [
     "damage_text",
     "matching",
     "read_store",
+    "require_metrics",
     "selected",
     "series_of",
     "trend_of",
@@ -177,6 +178,14 @@ def _interval(night: NightLine, metric: str) -> Interval | None:
         return launch_interval(launches)
     value = _value(night, metric)
     return None if value is None else Interval(value)
+
+
+def require_metrics(series: Sequence[Series], metrics: Sequence[str] | None) -> None:
+    """Raises RunError if no night has one of these."""
+    known = sorted({name for one in series for name in one.metrics})
+    for metric in metrics or ():
+        if metric not in known:
+            raise RunError(f"no night has {shown(metric)}{suggestion(metric, known)}")
 
 
 def selected(store: Path, *, scenario: str | None, cell: str) -> tuple[list[Series], list[str]]:

@@ -14,6 +14,7 @@ from epbench.report.figures.history import trend_figure
 from epbench.report.history_table import change_text, nights_table, titled, unit
 from epbench.report.sections.model import Chart, Section, Variant
 from epbench.report.text import clean
+from epbench.store import RunDirectory
 
 __all__ = ["history_section"]
 
@@ -63,11 +64,11 @@ def _history(run: RunData, store: Path) -> HistoryFile:
 def _series(run: RunData, found: HistoryFile) -> Named:
     """The run's cells by their names on the page, with their nights."""
     view = run.view
-    name = run.path.name if run.path is not None else view.run.name
+    name = RunDirectory(run.path).name if run.path is not None else view.run.name
     for night in run_nights(view, name):
         found.cells.setdefault(night.cell.key, night.cell)
         found.environments.setdefault(night.environment.key, night.environment)
-        found.nights.setdefault((name, night.line.cell), night.line)
+        found.nights.setdefault(night.line.night, night.line)
     machine, naming = view.environment, Naming.of(view)
     by_content = {
         content_key(one.cell): one
