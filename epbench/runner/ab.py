@@ -229,7 +229,7 @@ def _launch(
         for session, side in zip(sessions, sides, strict=True):
             for sentence in session.settle(side.arm.runnable.values()):
                 progress.say(f"WRONG {side.arm.name}: {sentence}")
-    if not interrupt.seen:
+    if ab.record.is_complete:  # what goes on finds its graphs compiled, as the launches before did
         shutil.rmtree(_cache(ab.path), ignore_errors=True)
 
 
@@ -332,6 +332,8 @@ def _exit_code(path: Path, arms: Sequence[PlannedArm], interrupted: bool, again:
             f"interrupted; go on with: {again}" if path.exists() else "interrupted before anything was launched"
         )
         return EXIT_INTERRUPTED
+    if not ab.record.is_complete:
+        write_aside(f"launches are left to make; go on with: {again}")
     results = [
         RunDirectory(path / arm.name).read_result(entry.cell.id) for arm in arms for entry in arm.runnable.values()
     ]

@@ -67,6 +67,12 @@ def arm_specs(options: AbOptions, there: AbDirectory | None) -> dict[ArmName, Ar
         raise RunError(f"'{there.path}' has other arms ({record.base.label} and {record.head.label}): leave them out")
     if options.launches is not None and record.looks:
         raise RunError(f"'{there.path}' looks after {record.looks} launches, which was fixed in advance: no --launches")
+    if options.launches not in (None, record.launches) and record.looks_taken:
+        raise RunError(
+            f"'{there.path}' was judged after {record.launches} launches: who launches on until the answer pleases "
+            "finds changes that are not there; start a new A/B, with "
+            f"--launches {options.launches} or two looks in [gate]"
+        )
     return {"base": record.base, "head": record.head}
 
 
@@ -130,11 +136,10 @@ def _pairs(arms: tuple[PlannedArm, PlannedArm]) -> tuple[tuple[str, str], ...]:
 def ab_record(
     scenario: "Scenario", arms: tuple[PlannedArm, PlannedArm], launches: int | None, there: AbDirectory | None
 ) -> AbRecord:
-    """``arms.json`` of a new A/B, or of one to go on with, which may ask for more launches than before."""
+    """``arms.json`` of a new A/B, or of one to go on with, whose launches may be others as long as nobody looked."""
     if there is not None:
         record = there.record
-        more = launches is not None and launches != record.launches
-        return record.model_copy(update={"launches": launches, "looks_taken": 0}) if more else record
+        return record if launches is None else record.model_copy(update={"launches": launches})
     looks = scenario.gate.looks if launches is None else ()
     return AbRecord(
         scenario=scenario.name,

@@ -173,7 +173,7 @@ def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         run_ab(load_scenario(scenario), AbOptions(reports_dir=tmp_path / "file"))
 
 
-def test_ctrl_c_once_and_going_on(
+def test_ctrl_c_once_a_budget_and_going_on(
     server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steady(monkeypatch)
@@ -187,7 +187,14 @@ def test_ctrl_c_once_and_going_on(
     assert f"go on with: epbench ab {scenario} --resume {outcome.path}" in capsys.readouterr().err
     made = {path: path.stat().st_mtime_ns for path in outcome.path.glob("*/cells/*/*/launch.json")}
     assert len(made) == 1, "the launch that ran was finished"
+    compiled = outcome.path / ".compiled"
+    compiled.mkdir()
+    assert ab(scenario, resume=outcome.path, budget_s=0.0).exit_code == 0
+    assert f"launches are left to make; go on with: epbench ab {scenario} --resume" in capsys.readouterr().err
+    assert compiled.exists(), "launches of one arm would be compared across a cold cache"
     assert ab(scenario, resume=outcome.path).exit_code == 0
+    assert not compiled.exists()
+    assert "go on with" not in capsys.readouterr().err
     assert all(path.stat().st_mtime_ns == before for path, before in made.items())
     record = open_ab(outcome.path).record
     assert (record.looks_taken, record.is_complete) == (1, True)

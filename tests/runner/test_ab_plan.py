@@ -364,15 +364,18 @@ def test_a_damaged_record(reports: Path, old: str, new: str, said: str) -> None:
         open_ab(path)
 
 
-def test_more_launches_open_it_again(scenario: Scenario, reports: Path) -> None:
+def test_other_launches_only_before_anybody_looked(scenario: Scenario, reports: Path) -> None:
     there = open_ab("1111", reports_dir=reports)
-    done = there.record.model_copy(update={"looks": (), "looks_taken": 1})
-    there.write(done)
+    begun = there.record.model_copy(update={"looks": ()})
+    there.write(begun)
     arms = plan(scenario, "")
-    assert ab_record(scenario, arms, None, there) == done
-    assert ab_record(scenario, arms, 5, there) == done
-    more = ab_record(scenario, arms, 8, there)
-    assert (more.launches, more.looks_taken, more.pairs) == (8, 0, done.pairs)
+    assert ab_record(scenario, arms, None, there) == ab_record(scenario, arms, 5, there) == begun
+    assert ab_record(scenario, arms, 8, there) == begun.model_copy(update={"launches": 8})
+    arm_specs(AbOptions(launches=8), there)
+    there.write(begun.model_copy(update={"looks_taken": 1}))
+    arm_specs(AbOptions(launches=5), there)
+    with pytest.raises(RunError, match=r"was judged after 5 launches.*start a new A/B, with --launches 8 or two looks"):
+        arm_specs(AbOptions(launches=8), there)
 
 
 def test_the_last_look_ends_it() -> None:
