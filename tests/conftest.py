@@ -1,10 +1,12 @@
 """Options of the whole suite, and in what order its files begin."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from epbench.runner.server import launch_variables
+from tests.scenarios import Write
 
 # Minutes each on two cores: begun first, so that none is left for one core at the end (make test).
 DEAREST = (
@@ -43,3 +45,15 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {config.rootpath / path: place for place, path in enumerate(DEAREST)}
     items.sort(key=lambda item: places.get(item.path, len(DEAREST)))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a text into a new file."""
+
+    def written(text: str, name: str = "t.toml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return written

@@ -6,7 +6,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from epbench.analysis.collectives import collective_rows
 from epbench.labels import CommLabel
+from epbench.records import CollectiveRow
 
 MAIN, AUTOGRAD, STREAM, COMM_STREAM = 100, 101, 7, 8
 US = 1e-6
@@ -124,3 +126,9 @@ def write(directory: Path, *traces: Trace) -> Path:
     for trace in traces:
         trace.write(directory)
     return directory
+
+
+def only_row(directory: Path, *traces: Trace, steps: int = 1) -> CollectiveRow:
+    """What is found in these traces of one step or more, if it is of one kind."""
+    (row,) = collective_rows(write(directory, *traces), steps=steps)
+    return row
