@@ -98,7 +98,7 @@ def test_jobset(scenario: Scenario) -> None:
 def test_workflows(scenario: Scenario, name: str) -> None:
     document = yaml.safe_load(render(scenario, kind="github", runner="h100")[f"qwen3-30b-8gpu.{name}"])
     assert document["permissions"] in ({}, {"contents": "read"})
-    assert document["concurrency"]["group"].startswith("epbench-h100")
+    assert slug(scenario.name) in document["concurrency"]["group"], "or one scenario's job ends that of another"
     granted = {right for job in document["jobs"].values() for right in job.get("permissions", {}).items()}
     assert granted <= {("contents", "read"), ("pull-requests", "write")}
     for job in document["jobs"].values():
@@ -113,7 +113,7 @@ def test_workflows(scenario: Scenario, name: str) -> None:
 def test_gitlab(scenario: Scenario) -> None:
     document = yaml.safe_load(render(scenario, kind="gitlab")["qwen3-30b-8gpu.gitlab-ci.yml"])
     common = document[".epbench-qwen3-30b-8gpu"]
-    assert common["artifacts"]["reports"]["junit"]
+    assert common["artifacts"]["reports"]["junit"] == "epbench-reports/*/junit.xml", "each test once"
     assert common["resource_group"] == "epbench-gpu"
     nightly, merge = (document[f"epbench-{name}-qwen3-30b-8gpu"] for name in ("nightly", "merge-request"))
     assert "allow_failure" not in nightly
@@ -313,6 +313,12 @@ exec "$@"
 printf '%s\\n' "scontrol $*" >> "$LOG"
 if [ "$1" = show ]; then echo node1; echo node2; fi
 """,
+    "squeue": """#!/bin/bash
+printf '%s\\n' "${SLURM_STATE:-RUNNING}"
+""",
+    "git": """#!/bin/bash
+[ "$1 ${*:3}" = "-C merge-base b45e 4ead" ] && echo "f04c of $2"
+""",
 }
 
 
@@ -367,8 +373,30 @@ def test_a_pull_request_is_red_for_what_its_author_did(scenario: Scenario, tmp_p
     variables = {"EPBENCH_CODE": "/src", "BASE": "b45e", "HEAD": "4ead"}
     ended, calls = play(tmp_path, script, ab_CODE=ab, **variables)
     assert ended == code
-    assert " --base /src@b45e --head /src@4ead --world 8 " in calls[0]
+    assert " --base /src@f04c of /src --head /src@4ead --world 8 " in calls[0], "from where the branch left"
     assert (tmp_path / "reports" / "comment.md").exists(), "where the job that comments looks"
+
+
+@pytest.mark.parametrize(
+    ("variables", "base", "head"),
+    [
+        ({"CI_MERGE_REQUEST_SOURCE_BRANCH_SHA": "4ead", "HEAD": "3e6e"}, "f04c of .", "4ead"),
+        ({"CI_MERGE_REQUEST_SOURCE_BRANCH_SHA": "", "HEAD": "4ead"}, "f04c of .", "4ead"),
+        ({"HEAD": "x"}, "b45e", "x"),  # git knows no common commit
+    ],
+)
+def test_a_merge_request_compares_the_branch_alone(
+    scenario: Scenario, tmp_path: Path, variables: dict[str, str], base: str, head: str
+) -> None:
+    script = script_of(scenario, "gitlab-ci.yml epbench-merge-request")
+    _, calls = play(tmp_path, script, EPBENCH_CODE="", BASE="b45e", **variables)
+    assert f" --base {base} --head {head} --world 8 " in calls[1]
+
+
+def test_a_job_that_was_cancelled_does_not_come_back(scenario: Scenario, tmp_path: Path) -> None:
+    script = script_of(scenario, ".sbatch", kind="sbatch")
+    ended, calls = play(tmp_path, script, run_CODE="130", SLURM_STATE="COMPLETING", **SLURM)
+    assert (ended, verbs(calls)) == (130, ["srun", "epbench run"])
 
 
 SLURM = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]"}
