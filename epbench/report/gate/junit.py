@@ -14,7 +14,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from epbench.gate_records import CellVerdict, MetricChange, Verdict
-from epbench.report.gate.words import changed_text, launches_text, limit_text, title_of, value_text
+from epbench.report.gate.words import changed_text, launches_text, limit_text, title_of, value_text, word_text
 from epbench.report.text import UNKNOWN, clean, p_value
 
 __all__ = ["junit_xml"]
@@ -85,7 +85,7 @@ def _metric(cell: CellVerdict, change: MetricChange) -> _Test:
     unit = title_of(change.metric)
     message = f"{unit}: {changed_text(change)}, limit {limit_text(change)}"
     if change.word != "regression":
-        message = f"{message}: {change.why or change.word}"
+        message = f"{message}: {change.why or word_text(change)}"
     text = (
         f"base {value_text(change.metric, change.base)}, head {value_text(change.metric, change.head)}, "
         f"n={launches_text(change)}, p={p_value(change.p_holm if change.p_holm is not None else change.p)}"

@@ -11,6 +11,7 @@ from epbench.report.gate.words import (
     metric_text,
     title_of,
     value_text,
+    word_text,
     worst_first,
 )
 from epbench.report.tables import Table, Value
@@ -66,7 +67,7 @@ def timing_table(verdict: Verdict, metric: str) -> Table:
 
 
 def _timing_row(cell: CellVerdict, change: MetricChange) -> tuple[Value, ...]:
-    word = "known" if cell.acknowledged is not None and change.word == "regression" else change.word
+    word = "known" if cell.acknowledged is not None and change.word == "regression" else word_text(change)
     texts = (change.p_holm if change.p_holm is not None else change.p, launches_text(change), word)
     return (_name(cell), *_values(change), Value(p_value(texts[0])), Value(texts[1]), Value(texts[2]))
 
@@ -84,7 +85,13 @@ def _name(cell: CellVerdict) -> Value:
 def counters_table(cells: Iterable[CellVerdict]) -> Table:
     """Counters that are not what they were, allowed or not; what differs by less than is printed is left out."""
     rows = [
-        (_name(cell), Value(title_of(change.metric)), *_values(change), Value(limit_text(change)), Value(change.word))
+        (
+            _name(cell),
+            Value(title_of(change.metric)),
+            *_values(change),
+            Value(limit_text(change)),
+            Value(word_text(change)),
+        )
         for cell in worst_first(cells)
         for change in cell.metrics
         if change.kind == "counter" and has_changed(change)
@@ -116,7 +123,7 @@ def _rows(cell: CellVerdict) -> Iterator[tuple[Value, ...]]:
     for change in _gated(cell):
         if change.kind == "timing" or change.word != "no change":
             p = change.p_holm if change.p_holm is not None else change.p
-            judged = (limit_text(change), p_value(p), launches_text(change), str(change.word))
+            judged = (limit_text(change), p_value(p), launches_text(change), word_text(change))
             yield (_name(cell), Value(title_of(change.metric)), *_values(change), *map(Value, judged))
 
 

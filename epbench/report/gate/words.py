@@ -37,6 +37,7 @@ __all__ = [
     "title_of",
     "unit_of",
     "value_text",
+    "word_text",
     "worst_first",
 ]
 
@@ -134,6 +135,13 @@ def limit_text(change: MetricChange) -> str:
         return UNKNOWN
     allowed = change.limit * 100
     return f"{allowed:.3g} %" if allowed < 999.5 else f"{allowed:,.0f} %"
+
+
+def word_text(change: MetricChange) -> str:
+    """The word; of what changed for sure, and is allowed to, ``within limit``."""
+    is_sure = change.kind == "counter" or Interval(change.ratio or 1.0, change.ratio_low, change.ratio_high).excludes(1)
+    is_other = change.base is not None and change.head is not None and change.base != change.head
+    return "within limit" if change.word == "no change" and is_sure and is_other else change.word
 
 
 def launches_text(change: MetricChange) -> str:

@@ -17,6 +17,7 @@ from epbench.report.gate.words import (
     reason,
     summary_of,
     value_text,
+    word_text,
     worst_first,
 )
 from epbench.report.text import p_value
@@ -169,6 +170,24 @@ def test_a_change(change: MetricChange, text: str) -> None:
 )
 def test_a_value_in_its_unit(metric: str, value: float | None, half: float | None, text: str) -> None:
     assert value_text(metric, value, half) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (timing(1.015, "no change", limit=0.05), "within limit"),
+        (timing(0.985, "no change", limit=0.05), "within limit"),
+        (timing(1.001, "no change"), "no change"),
+        (timing(1.034, "regression"), "regression"),
+        (timing(1.015, "no change", ratio_low=None, ratio_high=None), "no change"),
+        (counter(1000, 1001, "no change"), "within limit"),
+        (counter(1000, 1000, "no change"), "no change"),
+        (counter(0, 0, "no change"), "no change"),
+        (counter(None, 1000, "new"), "new"),
+    ],
+)
+def test_what_changed_for_sure_and_may_is_within_its_limit(change: MetricChange, word: str) -> None:
+    assert word_text(change) == word
 
 
 def test_small_texts() -> None:
