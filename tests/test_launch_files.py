@@ -26,7 +26,7 @@ from epbench.scenario import Scenario, load_scenario
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "ci"
 SCENARIO = "scenarios/qwen3-30b-8gpu.toml"
-SETUP = ". .venv/bin/activate"
+SETUP = "make .venv/.ready && . .venv/bin/activate"  # a checkout has no .venv
 HOSTILE = "a 'b' \"c\" $(touch x) `touch y` ${{ secrets.TOKEN }} $HOME \\n\n- z: #\t\u202e\U0001f600\x85.toml"
 
 
@@ -346,7 +346,7 @@ def verbs(calls: list[str]) -> list[str]:
     return [" ".join(call.split()[:2]) for call in calls]
 
 
-WHOLE = ["epbench run", "epbench gate", "epbench history"]
+WHOLE = ["epbench run", "epbench gate", "epbench history", "epbench report"]
 
 
 @pytest.mark.parametrize(
