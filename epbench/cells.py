@@ -6,13 +6,14 @@ of the published ``config.json`` (Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder-48
 
 import hashlib
 import json
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from epbench.layout import Layout
 
-__all__ = ["PRESETS", "Cell", "Frozen", "MeasureSpec", "Mode", "ModelSpec", "TrainSpec", "digest"]
+__all__ = ["PRESETS", "Cell", "Frozen", "MeasureSpec", "Mode", "ModelSpec", "TrainSpec", "digest", "fits"]
 
 Mode = Literal["eager", "compiled"]
 
@@ -215,3 +216,8 @@ def digest(value: Any) -> str:
     """Hex SHA-256 of a JSON-able value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fits(cell_id: str, globs: str | None) -> bool:
+    """Whether ``cell_id`` is wanted by ``globs``, one or several with commas between; None wants every cell."""
+    return globs is None or any(fnmatchcase(cell_id, glob.strip()) for glob in globs.split(","))

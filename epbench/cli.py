@@ -23,7 +23,7 @@ from epbench.cli_baseline import app as baseline_app
 from epbench.cli_gate import gate
 from epbench.cli_history import app as history_app
 from epbench.cli_nodes import JoinTimeout, TokenFile, launch_files, node
-from epbench.cli_options import known_device, parse_duration
+from epbench.cli_options import Only, globs, known_device, parse_duration
 from epbench.errors import EpbenchError, ScenarioError, StorageError
 from epbench.wording import shown
 from epbench.writing import NO_ROOM, write_aside
@@ -106,7 +106,7 @@ def plan(
 def run(
     scenario: _Scenario,
     *,
-    only: Annotated[str | None, typer.Option("--only", metavar="GLOB", help="only cells whose id matches")] = None,
+    only: Only = None,
     launches: Annotated[
         int | None,
         typer.Option("--launches", metavar="K", min=1, help="launches a cell, instead of the file's"),
@@ -141,7 +141,7 @@ def run(
 
     planned = load_scenario(scenario, world_size=world, device=known_device(device))
     options = RunOptions(
-        only=only,
+        only=globs(only),
         launches=launches,
         budget_s=None if budget is None else parse_duration(budget),
         resume=resume,
@@ -165,7 +165,7 @@ def run(
 def comm(
     scenario: _Scenario,
     *,
-    only: Annotated[str | None, typer.Option("--only", metavar="GLOB", help="only cells whose id matches")] = None,
+    only: Only = None,
     as_json: _Json = False,
     world: _World = None,
     device: _Device = None,
@@ -177,7 +177,7 @@ def comm(
     from epbench.scenario import load_scenario
 
     planned = load_scenario(scenario, world_size=world, device=known_device(device))
-    outcome = sweep_scenario(planned, CommOptions(only=only, device=planned.device, reports_dir=reports_dir))
+    outcome = sweep_scenario(planned, CommOptions(only=globs(only), device=planned.device, reports_dir=reports_dir))
     for warning in outcome.warnings:
         _say(f"warning: {warning}")
     if as_json:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from epbench.cli_options import known_device, parse_duration
+from epbench.cli_options import Only, globs, known_device, parse_duration
 from epbench.writing import write_aside
 
 __all__ = ["PRECEDENCE", "ab"]
@@ -30,9 +30,7 @@ def ab(
     head: Annotated[
         list[str] | None, typer.Option("--head", metavar=_ARM, help="what is to be judged; written like --base")
     ] = None,
-    only: Annotated[
-        str | None, typer.Option("--only", metavar="GLOB", help="only cells whose id matches, in either arm")
-    ] = None,
+    only: Only = None,
     launches: Annotated[
         int | None,
         typer.Option("--launches", metavar="K", min=1, help="launches a cell and arm, one look at the end"),
@@ -68,7 +66,7 @@ def ab(
     options = AbOptions(
         base=base or (),
         head=head or (),
-        only=only,
+        only=globs(only),
         launches=launches,
         budget_s=None if budget is None else parse_duration(budget),
         resume=resume,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from epbench.cli_options import Only, globs
 from epbench.writing import write_aside
 
 __all__ = ["app"]
@@ -15,7 +16,6 @@ _Run = Annotated[str, typer.Argument(help="a run directory, a unique part of its
 _File = Annotated[
     Path | None, typer.Option("--baseline", metavar="FILE", help="instead of NAME.baseline.json beside the scenario")
 ]
-_Only = Annotated[str, typer.Option("--only", metavar="GLOB", help="only cells whose id matches")]
 _Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
@@ -44,7 +44,7 @@ def noise(
 def propose(
     run: _Run,
     *,
-    only: _Only = "*",
+    only: Only = None,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="write the new baseline there, new levels included")
     ] = None,
@@ -54,7 +54,7 @@ def propose(
     from epbench.baselines.change import proposed, write_proposal
     from epbench.report.baseline_table import render_proposal
 
-    found = proposed(run, path=baseline, only=only, reset=output is not None)
+    found = proposed(run, path=baseline, only=globs(only) or "*", reset=output is not None)
     typer.echo(render_proposal(found))
     if output is not None:
         write_proposal(output, found)
@@ -71,14 +71,14 @@ def accept(
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="why the level changed, kept in the file")
     ] = "",
-    only: _Only = "*",
+    only: Only = None,
     baseline: _File = None,
 ) -> None:
     """Add a run to the baseline of its scenario. A cell that changed is added only with --reset."""
     from epbench.baselines.change import proposed, require_accepted, write_proposal
     from epbench.report.baseline_table import render_proposal
 
-    found = proposed(run, path=baseline, only=only, reset=reset, reason=reason)
+    found = proposed(run, path=baseline, only=globs(only) or "*", reset=reset, reason=reason)
     typer.echo(render_proposal(found))
     require_accepted(found)
     write_proposal(found.path, found)

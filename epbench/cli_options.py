@@ -1,13 +1,26 @@
 """Values of options that more than one command line takes."""
 
 import re
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
 
 from epbench.errors import ScenarioError
 from epbench.wording import shown
 
-__all__ = ["known_device", "parse_duration"]
+__all__ = ["Only", "globs", "known_device", "parse_duration"]
+
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="GLOB", help="only cells whose id matches; may be repeated")
+]
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def globs(given: Sequence[str] | None) -> str | None:
+    """``--only`` as one text, as :func:`epbench.cells.fits` reads it; None if it was not given."""
+    return ",".join(given) if given else None
 
 
 def known_device(device: str | None) -> str | None:

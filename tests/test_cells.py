@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from epbench.cells import PRESETS, Cell, ModelSpec
+from epbench.cells import PRESETS, Cell, ModelSpec, fits
 from epbench.layout import Layout
 
 
@@ -59,3 +59,20 @@ def test_id_of_a_replayed_file_holds_no_path() -> None:
 
 def test_expectation_is_no_part_of_what_is_measured() -> None:
     assert Cell(layout=Layout(), expect="oom").id == Cell(layout=Layout()).id
+
+
+@pytest.mark.parametrize(
+    ("globs", "wanted"),
+    [
+        (None, True),
+        ("*", True),
+        ("dp2-*", True),
+        ("DP2-*", False),
+        ("tp2-*", False),
+        ("tp2-*, *-eager-*", True),
+        ("", False),
+        (",", False),
+    ],
+)
+def test_which_cells_globs_fit(globs: str | None, wanted: bool) -> None:
+    assert fits("dp2-ep2-eager-natural-0a1b2c", globs) is wanted

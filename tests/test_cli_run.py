@@ -123,9 +123,9 @@ def test_run_on_a_gpu_that_is_not_there_exits_6_and_leaves_nothing(
 
 def test_run_of_no_cell_exits_2_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = epbench("run", QUICK, "--device", "cpu", "--only", "nothing-*")
+    result = epbench("run", QUICK, "--device", "cpu", "--only", "nothing-*", "--only", "nil")
     assert result.exit_code == 2
-    assert "--only 'nothing-*' fits none of 11 cells" in result.stderr
+    assert "--only 'nothing-*,nil' fits none of 11 cells" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,6 @@ out would make the baseline look quieter than the machine is.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from epbench.analysis.arms import MIN_NIGHTS, arm_of
@@ -19,6 +18,7 @@ from epbench.analysis.statistics import MIN_LAUNCHES
 from epbench.baselines.arms import arm_of_entry, entry_key
 from epbench.baselines.records import KEPT_RUNS, Baseline, BaselineRun, Entry, EntryKey, Level, torch_minor
 from epbench.cell_content import with_defaults
+from epbench.cells import fits
 from epbench.errors import NotComparableError, RunError
 from epbench.gate_records import CellVerdict, GateSpec, MetricChange
 from epbench.records import CellResult, RunView
@@ -60,7 +60,7 @@ def propose(
 ) -> Proposal:
     """What accepting a run, whose directory is called ``name``, would change.
 
-    ``only`` is a glob on cell ids; ``reset`` starts a new level where a cell changed. Raises RunError if no cell
+    ``only`` are globs on cell ids; ``reset`` starts a new level where a cell changed. Raises RunError if no cell
     matches, NotComparableError if the baseline is of another scenario.
     """
     known = baseline or Baseline(scenario=view.run.name)
@@ -79,7 +79,7 @@ def propose(
 
 
 def _selected(view: RunView, only: str) -> list[CellResult]:
-    found = [cell for cell in view.cells if cell.cell == only or fnmatchcase(cell.cell, only)]
+    found = [cell for cell in view.cells if fits(cell.cell, only)]
     if not found:
         known = [cell.cell for cell in view.cells]
         raise RunError(f"no cell of this run matches {shown(only)}{suggestion(only, known[:20])}")

@@ -3,7 +3,6 @@
 Cells belong together by their place in the plan, also where an arm's options change what they are called.
 """
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from epbench.ab_records import AbDirectory, AbRecord, ArmName, ArmSpec
+from epbench.cells import fits
 from epbench.errors import RunError, ScenarioError
 from epbench.runner.arms import check_committed, option_values, parse_arm
 from epbench.runner.launch import entries_of
@@ -30,7 +30,7 @@ class AbOptions:
 
     base: Sequence[str] = ()
     head: Sequence[str] = ()
-    only: str | None = None  # glob on the ids of either arm's cells
+    only: str | None = None  # globs on the ids of either arm's cells
     launches: int | None = None
     budget_s: float | None = None
     resume: Path | str | None = None
@@ -100,7 +100,7 @@ def _takes_part(base: CellEntry, head: CellEntry, only: str | None, known: set[t
         return only is None and known is None
     if known is not None and pair not in known:
         return False
-    return any(fnmatch.fnmatchcase(cell_id, only or "*") for cell_id in pair)
+    return any(fits(cell_id, only) for cell_id in pair)
 
 
 def _check_rows(

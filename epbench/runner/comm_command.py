@@ -1,6 +1,5 @@
 """``epbench comm``: the sweep of a scenario's groups on its own, in a directory like a run's, without its cells."""
 
-import fnmatch
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from epbench.cells import fits
 from epbench.comm_records import CommRecord
 from epbench.doctor import check_before_run
 from epbench.errors import ScenarioError
@@ -30,7 +30,7 @@ __all__ = ["CommOptions", "CommOutcome", "sweep_scenario"]
 class CommOptions:
     """What the command line says beyond the scenario."""
 
-    only: str | None = None  # glob on cell ids
+    only: str | None = None  # globs on cell ids, see epbench.cells.fits
     device: str | None = None
     reports_dir: Path = Path("reports")
 
@@ -92,7 +92,7 @@ def _sweep(log: CommLog, layouts: Sequence[Layout], variables: Mapping[str, str]
 
 def _layouts(scenario: "Scenario", only: str | None) -> list[Layout]:
     """Of the cells that would run; raises ScenarioError when none has groups."""
-    layouts = [cell.layout for cell in scenario.cells if fnmatch.fnmatchcase(cell.id, only or "*")]
+    layouts = [cell.layout for cell in scenario.cells if fits(cell.id, only)]
     if not partitions_of(layouts):
         which = (
             f"none of the {len(layouts)} cells that run" if only is None else f"no cell that --only '{only[:80]}' fits"

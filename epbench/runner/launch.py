@@ -5,7 +5,6 @@ nothing disturbs what is measured, and writes what they gave. Whatever happens t
 result; the next cell goes on.
 """
 
-import fnmatch
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from epbench.cells import fits
 from epbench.doctor import check_before_run
 from epbench.errors import RunError, ScenarioError, UnfitMachineError
 from epbench.provenance import choose_device, describe_environment, find_gpus
@@ -56,7 +56,7 @@ EXIT_CELLS = 5  # some cells crashed, hung, are wrong or unstable, or missed the
 class RunOptions:
     """What the command line says beyond the scenario."""
 
-    only: str | None = None  # glob on cell ids
+    only: str | None = None  # globs on cell ids, see epbench.cells.fits
     launches: int | None = None
     budget_s: float | None = None
     resume: Path | str | None = None
@@ -198,7 +198,7 @@ def entries_of(scenario: "Scenario") -> list[CellEntry]:
 def _selected(scenario: "Scenario", only: str | None) -> list[CellEntry]:
     """The cells that are to run, by ``--only``; raises ScenarioError when that fits none."""
     runnable = [entry for entry in entries_of(scenario) if entry.skip_reason is None]
-    selected = [entry for entry in runnable if fnmatch.fnmatchcase(entry.cell.id, only or "*")]
+    selected = [entry for entry in runnable if fits(entry.cell.id, only)]
     if only is not None and not selected:
         known = ", ".join(entry.cell.id for entry in runnable[:3])
         raise ScenarioError(f"--only '{only[:80]}' fits none of {len(runnable)} cells (there is {known}, ...)")
