@@ -144,7 +144,7 @@ def test_show_json_is_one_document_of_all_cells(run: RunDirectory, by: str) -> N
 def test_show_prints_every_cell_then_the_path_and_says_what_is_next(run: RunDirectory) -> None:
     result = epbench("show", str(run.path))
     assert result.exit_code == 0
-    assert result.stdout.count("not run yet") == 11
+    assert sum(line.startswith("not run  ") for line in result.stdout.splitlines()) == 11
     assert result.stdout.splitlines()[-1] == str(run.path)
     assert result.stderr == f"next: epbench report {run.path}\n"
 
