@@ -10,6 +10,7 @@ from epbench.gate_records import CellVerdict, MetricChange
 from epbench.report.gate.words import (
     changed_text,
     exit_code_of,
+    heading_of,
     in_words,
     launches_text,
     metric_text,
@@ -21,7 +22,7 @@ from epbench.report.gate.words import (
     worst_first,
 )
 from epbench.report.text import p_value
-from tests.report.gate.made import broken, cell, counter, many, new, regressed, timing
+from tests.report.gate.made import broken, cell, counter, many, new, regressed, timing, verdict
 
 DEFAULT = frozenset({"regression", "inconclusive"})
 KNOWN = regressed(acknowledged="issue 7")
@@ -107,6 +108,26 @@ def test_the_sentence_names_what_is_worst_and_counts_the_rest(cells: list[CellVe
 def test_exit_codes(cells: Sequence[CellVerdict], fail_on: frozenset[str], unexpected: list[str], code: int) -> None:
     """3 before 5 before 4; what is acknowledged fails nothing; nothing judged is no pass."""
     assert exit_code_of(cells, fail_on, unexpected=unexpected) == code
+
+
+@pytest.mark.parametrize(
+    ("cells", "fail_on", "title"),
+    [
+        ([*many(1), new(), GONE], DEFAULT, "passed"),
+        ([KNOWN], DEFAULT, "passed"),
+        ([FASTER], DEFAULT, "passed"),
+        ([FASTER], frozenset({"improvement"}), "failed"),
+        ([regressed()], DEFAULT, "failed"),
+        ([DOUBTFUL], DEFAULT, "not decided"),
+        ([regressed(), DOUBTFUL], frozenset(), "regressions, which fail nothing here"),
+        ([DOUBTFUL, *many(1)], frozenset({"regression"}), "not decided, which fails nothing here"),
+        ([YOUNG, new()], DEFAULT, "nothing to judge by yet"),
+    ],
+)
+def test_the_title_is_no_pass_where_something_was_let_through(
+    cells: Sequence[CellVerdict], fail_on: frozenset[str], title: str
+) -> None:
+    assert heading_of(verdict(*cells, exit_code=exit_code_of(cells, fail_on))) == title
 
 
 def test_the_words_of_fail_on() -> None:
