@@ -9,6 +9,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,12 +59,18 @@ def command_lines() -> Iterator[Snippet]:
     """Every command of every shell block, comments and variables in front removed."""
     for block in blocks("sh"):
         for line in block.text.replace("\\\n", " ").splitlines():
-            for part in re.split(r"\s(?:&&|\|\||\||;)\s", line):
-                words = shlex.split(part, comments=True)
+            for words in commands(shlex.split(line, comments=True)):
                 while words and _ASSIGNMENT.fullmatch(words[0]):
                     words.pop(0)
                 if words:
                     yield Snippet(block.doc, shlex.join(words[: words.index(">")] if ">" in words else words))
+
+
+def commands(words: list[str]) -> Iterator[list[str]]:
+    """The words of each command of a line."""
+    for is_end, found in groupby(words, key=lambda word: word in ("&&", "||", "|", ";")):
+        if not is_end:
+            yield list(found)
 
 
 def inline(start: str) -> Iterator[Snippet]:
