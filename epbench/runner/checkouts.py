@@ -1,15 +1,16 @@
 """Revisions of the code under test as clean work trees of their own, apart from the person's, gone at the end.
 
 ``git worktree add --detach`` under the cache directory: the person's tree, index and branches stay as they are. A
-process that is killed leaves one behind; going on with that A/B, or ``git worktree remove``, removes it. Submodules are
-not filled.
+process that is killed leaves one behind, which the next one of this user removes: the kernel's lock on an A/B's
+directory tells whether its process lives. Submodules are not filled.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from epbench.ab_records import Checkout
@@ -63,41 +64,86 @@ def checked_out(wanted: Iterable[tuple[str, Sequence[Checkout]]], name: str) -> 
 
     Raises ScenarioError if git cannot make one.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "epbench" / "worktrees" / name
-    made: list[tuple[Checkout, Path]] = []
+    listed = [(arm, number, one) for arm, checkouts in wanted for number, one in enumerate(checkouts)]
+    if not listed:
+        yield {}
+        return
     places: dict[str, list[Path]] = {}
-    try:
-        for arm, checkouts in wanted:
-            for number, checkout in enumerate(checkouts):
+    with _own_directory(name) as root:
+        try:
+            for arm, number, checkout in listed:
                 path = root / f"{arm}-{number}"
-                made.append((checkout, path))
                 _add(checkout, path)
                 places.setdefault(arm, []).append(path / checkout.inside)
-        yield places
+            yield places
+        finally:
+            for arm, number, checkout in listed:
+                _remove(Path(checkout.tree), root / f"{arm}-{number}")
+
+
+@contextmanager
+def _own_directory(name: str) -> Iterator[Path]:
+    """A directory that is kept by a lock while this process lives, and gone afterwards; those that nobody keeps go."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "epbench" / "worktrees"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _open(root) as all_of_them:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(all_of_them, fcntl.LOCK_EX)
+            for left in root.iterdir():
+                _remove_left(left)
+            (root / name).mkdir(exist_ok=True)
+            descriptor = os.open(root / name, os.O_RDONLY)
+            _is_taken(descriptor)
+    except OSError as error:
+        raise StorageError(f"cannot write '{root}', where revisions are checked out: {error.strerror}") from None
+    try:
+        yield root / name
     finally:
-        for checkout, path in made:
-            _remove(checkout, path)
-        if made:
+        shutil.rmtree(root / name, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_taken(descriptor: int) -> bool:
+    """Whether the lock was free, and is this process's now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another's, or a file system without locks
+        return False
+    return True
+
+
+def _remove_left(root: Path) -> None:
+    """The work trees of an A/B, if its process was killed."""
+    with suppress(OSError), _open(root) as descriptor:
+        if _is_taken(descriptor):
+            for path in root.iterdir():
+                _remove(path, path)
             shutil.rmtree(root, ignore_errors=True)
 
 
 def _add(checkout: Checkout, path: Path) -> None:
-    _remove(checkout, path)  # of a process that was killed
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write '{path.parent}', where revisions are checked out: {error.strerror}") from None
     done = _git(Path(checkout.tree), "worktree", "add", "--force", "--detach", str(path), checkout.commit)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
         raise ScenarioError(f"git cannot check out {checkout.commit[:10]} of {place(checkout.tree)}: {shown(said[0])}")
 
 
-def _remove(checkout: Checkout, path: Path) -> None:
+def _remove(tree: Path, path: Path) -> None:
+    """A work tree, by way of any tree of its repository."""
     if path.exists():
-        _git(Path(checkout.tree), "worktree", "remove", "--force", "--force", str(path))
+        _git(tree, "worktree", "remove", "--force", "--force", str(path))
         shutil.rmtree(path, ignore_errors=True)
-        _git(Path(checkout.tree), "worktree", "prune")
+        _git(tree, "worktree", "prune")
 
 
 def _git(tree: Path, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from epbench.ab_records import FILE, AbDirectory, AbRecord, ArmSpec, open_ab
-from epbench.errors import EpbenchError, RunError, ScenarioError
+from epbench.errors import EpbenchError, RunError, ScenarioError, StorageError
 from epbench.gate_records import CellVerdict, MetricChange
 from epbench.runner.ab_plan import AbOptions, PlannedArm, ab_record, arm_specs, planned_arms
 from epbench.runner.arms import arm_variables, check_committed, option_values, parse_arm
@@ -159,6 +159,32 @@ def test_work_trees_are_apart_and_gone_afterwards(
     with pytest.raises(KeyboardInterrupt), checked_out(wanted, "name"):
         raise KeyboardInterrupt
     assert (git(repository, "worktree", "list"), git(repository, "status", "--porcelain")) == before
+
+
+def test_what_a_killed_process_left_is_gone_and_what_another_uses_stays(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = git(repository, "worktree", "list")
+    left = tmp_path / "epbench" / "worktrees" / "killed" / "head-0"
+    git(repository, "worktree", "add", "--detach", str(left), "v1")
+    wanted = [("base", [find_checkout(repository, "v1", where="--base")])]
+    with checked_out(wanted, "one") as places:
+        assert not left.parent.exists()
+        with checked_out(wanted, "another"):
+            assert places["base"][0].is_dir()
+    assert git(repository, "worktree", "list") == before
+    assert not list(left.parent.parent.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "epbench").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    wanted = [("base", [find_checkout(repository, "v1", where="--base")])]
+    with pytest.raises(StorageError, match=r"cannot write '.*worktrees', where revisions are checked out: Not a dir"):
+        checked_out(wanted, "one").__enter__()
 
 
 def test_uncommitted_changes_that_would_take_no_part_are_told(repository: Path) -> None:
