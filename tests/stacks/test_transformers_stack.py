@@ -40,7 +40,10 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "a dense first layer": {"model": {"mlp_only_layers": (0,)}},
     "fewer experts than ranks": {"model": {"num_experts": 3}},
-    "bf16, dp2-cp2": {"layout": Layout(dp_shard=2, cp=2), "train": {"compute_dtype": "bf16"}},
+    "bf16, dp2-cp2": {
+        "layout": Layout(dp_shard=2, cp=2),
+        "train": {"compute_dtype": "bf16", "master_dtype": "bf16"},
+    },
     "weights kept after forward, two sequences at once": {
         "train": {"reshard_after_forward": False, "micro_batch_size": 2}
     },
