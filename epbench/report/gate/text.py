@@ -118,9 +118,12 @@ def how_judged(verdict: Verdict) -> str:
     look = f", look {verdict.look} of {looks}" if looks > 1 else ""
     pairs = "launches of one round are pairs" if verdict.paired else "launches of the arms are no pairs"
     tests = f"{verdict.family} test{'' if verdict.family == 1 else 's'}"
+    told = "Head over base, medians over launches, with 95 % intervals; ~ may be no difference."
+    if not verdict.family:
+        return f"{told} No timing was tested."
     return (
-        f"Head over base, medians over launches, with 95 % intervals; ~ may be no difference. p is one-sided, that the "
-        f"change passes the limit, after Holm over {tests}, at {verdict.alpha:g}{look}; {pairs}."
+        f"{told} p is one-sided, that the change passes the limit, after Holm over {tests}, "
+        f"at {verdict.alpha:g}{look}; {pairs}."
     )
 
 

@@ -269,7 +269,9 @@ def exit_code_of(cells: Sequence[CellVerdict], fail_on: Collection[str], *, unex
         return 3
     if any(cell.cell in unexpected for cell in open_cells):
         return 5
-    if words - {"new"} and not any(map(_is_compared, open_cells)):
+    gated = [cell for cell in cells if not _is_outside(cell)]
+    is_first_night = bool(gated) and all(cell.word == "new" for cell in gated)
+    if cells and not is_first_night and not any(map(_is_compared, gated)):
         words |= {"inconclusive"}
     return 4 if words & {"inconclusive", "new", "missing"} & set(fail_on) else 0
 
@@ -279,9 +281,9 @@ def _is_outside(cell: CellVerdict) -> bool:
 
 
 def _is_compared(cell: CellVerdict) -> bool:
-    """Whether both arms told something of a gated cell, if only that a baseline is still too young."""
+    """Whether both arms told something of a cell, if only that a baseline is still too young."""
     is_there = cell.base_outcome is not None and cell.head_outcome is not None
-    return is_there and cell.word != "failing" and not _is_outside(cell)
+    return is_there and cell.word != "failing"
 
 
 def heading_of(verdict: Verdict) -> str:

@@ -102,6 +102,7 @@ def test_looks_pairs_and_limits_are_told() -> None:
     assert "after Holm over 2 tests, at 0.005, look 2 of 2; launches of one round are pairs." in text
     assert "device work, ms (limit 2 % to 12 %, 1 ms at least)" in text
     assert "Nothing else that is recorded differs." in text and "accept" not in text
+    assert "may be no difference. No timing was tested." in render_verdict(verdict(broken(), family=0))
 
 
 def test_counters_that_did_not_change_are_counted_only() -> None:

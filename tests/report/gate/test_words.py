@@ -99,6 +99,8 @@ def test_the_sentence_names_what_is_worst_and_counts_the_rest(cells: list[CellVe
         ([GONE, YOUNG], DEFAULT, [], 0),
         ([OUTSIDE, GONE], DEFAULT, [], 4),
         ([OUTSIDE], DEFAULT, [], 4),
+        ([OUTSIDE, new()], DEFAULT, [], 0),
+        ([KNOWN, OUTSIDE], DEFAULT, [], 0),
         ([OUTSIDE], frozenset({"regression"}), [], 0),
         ([OUTSIDE, *many(1)], DEFAULT, [], 0),
         ([OUTSIDE, OUTSIDE], frozenset({"inconclusive"}), [OUTSIDE.cell], 5),
