@@ -62,8 +62,12 @@ def render_baseline(baseline: Baseline) -> str:
     titles = ("cell", "device", "torch", "protocol", "outcome", "runs", "last", "median")
     table = Table(titles, tuple(map(_entry, baseline.entries)), (False,) * 5 + (True, False, True))
     notes = [line for entry in baseline.entries for line in _notes(entry)]
-    head = f"{clean(baseline.scenario, 80)}: {len(baseline.entries)} entries"
+    head = f"{clean(baseline.scenario, 80)}: {_count(len(baseline.entries))}"
     return "\n\n".join(part for part in (head, drawn(table), "\n".join(notes)) if part) + "\n"
+
+
+def _count(entries: int) -> str:
+    return f"{entries} entr{'y' if entries == 1 else 'ies'}"
 
 
 def _entry(entry: Entry) -> tuple[Value, ...]:
