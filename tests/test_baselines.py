@@ -10,7 +10,16 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from epbench.analysis.arms import MIN_NIGHTS
-from epbench.baselines import Baseline, acknowledge, arms_for, missing_from, read_baseline, settling, write_baseline
+from epbench.baselines import (
+    Baseline,
+    acknowledge,
+    arms_for,
+    missing_from,
+    read_baseline,
+    settling,
+    without_run,
+    write_baseline,
+)
 from epbench.baselines.file import rendered
 from epbench.baselines.records import KEPT_RUNS, Acknowledgement, torch_minor
 from epbench.baselines.update import propose
@@ -215,6 +224,21 @@ def test_arms_are_of_the_runs_cells_and_settle_with_five_runs() -> None:
     assert arms_for(few, view)[CELL.id].is_settling
     assert settling(few, view) == [f"the baseline of {CELL.id} has 4 of 5 quiet runs: nothing fails by it yet"]
     assert settling(grown(*quiet()), view) == []
+
+
+def test_a_run_is_not_judged_by_itself() -> None:
+    views = quiet()
+    (entry,) = without_run(grown(*views), views[1]).entries
+    assert [run.started for run in entry.runs] == [view.run.started for view in views if view is not views[1]]
+    assert without_run(grown(views[0]), views[0]).entries == []
+
+
+def test_gate_leaves_the_run_out_of_its_baseline(nights: list[str]) -> None:
+    for run in nights[:5]:
+        epbench("baseline", "accept", run)
+    said = [" ".join(epbench("gate", run).stdout.split()) for run in nights[4:]]
+    assert ["base: made-up.baseline.json, 4 runs," in said[0], "5 runs," in said[1]] == [True, True]
+    assert said[0].startswith("1 new.")
 
 
 def test_cells_that_the_run_has_no_longer_are_told() -> None:

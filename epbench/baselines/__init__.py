@@ -1,6 +1,6 @@
 """What a nightly run is judged by: a file in git beside the scenario, grown one accepted run at a time."""
 
-from epbench.baselines.arms import acknowledge, arms_for, missing_from, settling
+from epbench.baselines.arms import acknowledge, arms_for, missing_from, settling, without_run
 from epbench.baselines.file import baseline_path, read_baseline, write_baseline
 from epbench.baselines.records import Baseline
 
@@ -12,5 +12,6 @@ __all__ = [
     "missing_from",
     "read_baseline",
     "settling",
+    "without_run",
     "write_baseline",
 ]

@@ -15,7 +15,7 @@ from epbench.wording import shown
 
 _ACCEPT = "epbench baseline accept RUN"
 
-__all__ = ["acknowledge", "arm_of_entry", "arms_for", "entry_key", "missing_from", "settling"]
+__all__ = ["acknowledge", "arm_of_entry", "arms_for", "entry_key", "missing_from", "settling", "without_run"]
 
 
 def entry_key(cell: CellResult, view: RunView) -> EntryKey:
@@ -34,6 +34,13 @@ def arms_for(baseline: Baseline, view: RunView) -> dict[str, Arm]:
     known = baseline.by_key()
     found = {cell.cell: known.get(entry_key(cell, view)) for cell in view.cells}
     return {cell: arm_of_entry(entry) for cell, entry in found.items() if entry is not None}
+
+
+def without_run(baseline: Baseline, view: RunView) -> Baseline:
+    """The baseline without what it holds of this run, which says nothing of itself."""
+    known = ((entry, [run for run in entry.runs if run.started != view.run.started]) for entry in baseline.entries)
+    entries = [entry.model_copy(update={"runs": runs}) for entry, runs in known if runs]
+    return baseline.model_copy(update={"entries": entries})
 
 
 def missing_from(baseline: Baseline, view: RunView) -> list[tuple[CellResult, Arm]]:

@@ -14,7 +14,7 @@ from epbench.ab_records import open_ab
 from epbench.analysis.arms import Arm, arm_of, rounds_of
 from epbench.analysis.gate import Judged, Pair, judge, worst
 from epbench.analysis.statistics import launch_interval
-from epbench.baselines.arms import acknowledge, arms_for, missing_from
+from epbench.baselines.arms import acknowledge, arms_for, missing_from, without_run
 from epbench.baselines.file import read_baseline
 from epbench.baselines.records import Baseline, BaselineRun
 from epbench.cell_content import content_key
@@ -91,7 +91,8 @@ def gate_runs(head_path: Path, base_path: Path, *, fail_on: frozenset[str] = DEF
 
 def gate_baseline(head_path: Path, file: Path, *, fail_on: frozenset[str] = DEFAULT_FAIL_ON) -> Verdict:
     """A run against a baseline file. Raises RunError, and NotComparableError where the file has nothing to compare."""
-    head, baseline = open_run(head_path).view(), read_baseline(file)
+    head = open_run(head_path).view()
+    baseline = without_run(read_baseline(file), head)
     arms = arms_for(baseline, head)
     matches = [_Match(None, cell, arms.get(cell.cell) or _skipped(cell)) for cell in head.cells]
     matches += [_Match(cell, None, arm) for cell, arm in missing_from(baseline, head)]
