@@ -9,6 +9,8 @@ from epbench.gate_records import GateSpec, MetricChange, Word
 
 __all__ = ["counters_of"]
 
+_ROUNDING = 1e-9  # of sums over steps, whose order may differ
+
 
 def counters_of(base: Arm, head: Arm, spec: GateSpec, *, gated: bool) -> Iterator[MetricChange]:
     """Every counter that an arm knows; of many nights the median. What one arm does not know is not gated."""
@@ -59,9 +61,10 @@ def _word(base: float | None, head: float | None, allowed: float) -> tuple[Word,
         return "new", "not known in base"
     if head is None:
         return "missing", "not known in head"
-    if head > base * (1 + allowed):
+    most = (1 + allowed) * (1 + _ROUNDING)
+    if head > base * most:
         more = f"{percent(head / base - 1)} more" if base else f"{head:g}, was 0"
-        return "regression", f"{more}, where {percent(allowed)} more is allowed"
-    if base > head * (1 + allowed):
+        return "regression", f"{more}, where {percent(allowed) if allowed else 'no'} more is allowed"
+    if base > head * most:
         return "improvement", f"{percent(1 - head / base)} less"
     return "no change", ""

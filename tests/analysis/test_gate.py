@@ -204,6 +204,8 @@ def peak(allocated: int) -> dict[str, Any]:
         (peak(5_040_000), peak(4_000_000), "peak_allocated_bytes", "no change"),
         ({}, peak(980_000_000), "peak_allocated_bytes", "improvement"),
         (TRACED, with_calls(9), "collective_count", "regression"),
+        (with_calls(8.1 + 0.2), with_calls(8.3), "collective_count", "no change"),  # but for rounding
+        (with_calls(8.3), with_calls(8.1 + 0.2), "collective_count", "no change"),
         (TRACED, with_calls(7), "collective_count", "improvement"),
         (TRACED, TRACED | {"collectives": []}, "collective_bytes", "improvement"),
         (TRACED | {"collectives": []}, TRACED, "collective_count", "regression"),  # from nothing
