@@ -72,7 +72,7 @@ def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
     ``metric`` is a key of ``METRICS``. A machine start is a set of host names and GPUs.
     """
     launches = [launch for cell in cells for launch in cell.launch_values if launch.valid]
-    known = [launch for launch in launches if getattr(launch, metric) is not None]
+    known = [launch for launch in launches if _is_time(getattr(launch, metric))]
     if not known:
         return None
     starts: dict[Hashable, list[float]] = defaultdict(list)
@@ -89,6 +89,11 @@ def noise_of(cells: Iterable[CellResult], metric: str) -> Noise | None:
         degrees=len(known) - len(starts),
         between_starts=_between_starts(list(starts.values()), between),
     )
+
+
+def _is_time(value: float | None) -> bool:
+    """What a scatter can be taken of: a step of which no trace kept a kernel has a device work of 0."""
+    return value is not None and 0 < value < math.inf
 
 
 def machine_start(launch: LaunchValue) -> MachineStart:

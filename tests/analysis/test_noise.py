@@ -51,6 +51,16 @@ def test_what_cannot_be_told_is_none() -> None:
     assert noise_of([run_of("a", 0.0, 0.1, valid=False)], "step_s") is None
 
 
+@pytest.mark.parametrize("value", [0.0, -0.1, math.inf, math.nan])
+def test_what_is_no_time_is_left_out(value: float) -> None:
+    """The device work of a launch whose trace kept no kernel is 0, and has no logarithm."""
+    cell = run_of("a", 0.0, 0.1, 0.2)
+    lost = cell.launch_values[0].model_copy(update={"step_s": value})
+    noise = noise_of([cell.model_copy(update={"launch_values": [lost, *cell.launch_values[1:]]})], "step_s")
+    assert noise is not None and (noise.launches, noise.degrees) == (2, 1)
+    assert noise_of([cell.model_copy(update={"launch_values": [lost]})], "step_s") is None
+
+
 def test_one_launch_a_start_tells_nothing_of_starts() -> None:
     noise = noise_of([run_of("a", 0.0), run_of("b", 0.01), run_of("c", 0.03)], "step_s")
     assert noise is not None
