@@ -170,12 +170,19 @@ def _gather(
             missing = [str(rank) for rank in range(1, where.nodes) if rank not in members]
             which = f"node {missing[0]}" if len(missing) == 1 else f"nodes {', '.join(missing)}"
             raise UnfitMachineError(f"{which} of {where.nodes} did not join within {where.timeout_s:g} s")
-        with suppress(TimeoutError):
-            link = Link(door.accept()[0])
-            if member := _admitted(link, where, members, welcome=welcome, environment=environment):
-                members[member.rank] = member
-                write_aside(f"{member.name} has joined from {link.there}")
+        link = _knock(door)
+        member = link and _admitted(link, where, members, welcome=welcome, environment=environment)
+        if link and member:
+            members[member.rank] = member
+            write_aside(f"{member.name} has joined from {link.there}")
     return len(members) == where.nodes - 1
+
+
+def _knock(door: socket.socket) -> Link | None:
+    """Whoever connects next; None if nobody does for a moment, or who did is gone again."""
+    with suppress(OSError):
+        return Link(door.accept()[0])
+    return None
 
 
 def _admitted(
@@ -286,16 +293,8 @@ def introduce(link: Link, token: str, rank: int, *, environment_of: Callable[[We
         link.send(answer)
         _accepted(link.expect(_JOIN_S))
     except LinkLostError as error:
-        raise UnfitMachineError(f"cannot join the head at {link_name(link)}: {error}") from None
+        raise UnfitMachineError(f"cannot join the head at {link.there}: {error}") from None
     return welcome
-
-
-def link_name(link: Link) -> str:
-    """The other end's address, as far as it is still known."""
-    try:
-        return link.there
-    except OSError:
-        return "the other end"
 
 
 def _welcomed(link: Link, token: str) -> tuple[Welcome, str]:

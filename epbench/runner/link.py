@@ -52,15 +52,20 @@ class LinkLostError(Exception):
 
 
 class Link:
-    """One connection; whole messages go in and come out."""
+    """One connection; whole messages go in and come out. Raises OSError for one that is gone already."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._received = b""
-        connected.settimeout(_SEND_S)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _ALIVE.items():
-            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        try:
+            self._there = str(connected.getpeername()[0])
+            connected.settimeout(_SEND_S)
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _ALIVE.items():
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        except OSError:
+            connected.close()
+            raise
 
     def fileno(self) -> int:
         """For select; a message may also wait that was read together with the one before."""
@@ -74,7 +79,7 @@ class Link:
     @property
     def there(self) -> str:
         """The other end's address."""
-        return str(self._socket.getpeername()[0])
+        return self._there
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Raises LinkLostError if the other end is gone."""
@@ -95,7 +100,7 @@ class Link:
         line, _, self._received = self._received.partition(b"\n")
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # of whom nobody knows yet
             message = None
         if not isinstance(message, dict):
             raise LinkLostError("it sent what is no message")

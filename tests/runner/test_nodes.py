@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -304,10 +305,12 @@ def test_who_may_not_join_is_told_why_and_the_others_still_can(tmp_path: Path) -
             with pytest.raises(UnfitMachineError) as raised:
                 joins(where.port, told=told, **options)
             heard.append(str(raised.value))
-        with socket.create_connection(("127.0.0.1", where.port), timeout=10) as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            while stranger.recv(4096):
-                pass
+        for said in (b"GET / HTTP/1.1\r\n\r\n", b"[" * 200_000 + b"\n"):
+            with socket.create_connection(("127.0.0.1", where.port), timeout=10) as stranger:
+                stranger.sendall(said)
+                with suppress(ConnectionError):  # the head may leave what it does not understand unread
+                    while stranger.recv(4096):
+                        pass
         assert joins(where.port, told=told).nodes == 2
         return heard
 
@@ -318,6 +321,20 @@ def test_who_may_not_join_is_told_why_and_the_others_still_can(tmp_path: Path) -
     for text, (_, why) in zip(heard.result(), STRANGERS, strict=True):
         assert text.endswith(f"it refuses this node: {why}")
     assert list(tmp_path.iterdir()) == [], "what nodes were to read is gone"
+
+
+def test_who_is_gone_before_the_head_looks_is_nobody() -> None:
+    """As a port scanner is: it resets the connection."""
+    with listen("127.0.0.1", 0) as door:
+        door.settimeout(5)
+        with socket.create_connection(door.getsockname()[:2], timeout=10) as scanner:
+            scanner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert joining._knock(door) is None
+        with socket.create_connection(door.getsockname()[:2], timeout=10):
+            link = joining._knock(door)
+        assert link is not None
+        assert link.there == "127.0.0.1"
+        link.close()
 
 
 def test_a_head_without_the_secret_is_left(tmp_path: Path) -> None:
