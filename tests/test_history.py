@@ -189,6 +189,7 @@ def test_benchmarks_are_series(tmp_path: Path) -> None:
     router, permute = read_store(tmp_path)[0]
     assert (router.name, router.values("seconds")) == ("router[tokens=4096,experts=128]", [0.00125])
     assert [one.environments[0].device_name for one in (router, permute)] == ["NVIDIA H200", "AMD EPYC 9654"]
+    assert [one.environments[0].device for one in (router, permute)] == ["cuda", "cpu"], "a processor is no GPU"
     assert (router.nights[0].run, router.environments[0].torch) == ("0123456789ab 2026-11-20T02:30:00+00:00", "2.11.0")
 
 

@@ -208,10 +208,10 @@ def _benchmark_json(path: Path) -> dict[str, Any]:
 def _benchmark(name: str, one: dict[str, Any], machine: dict[str, Any], *, code: str, run: str, started: str) -> Night:
     extra = one.get("extra_info") if isinstance(one.get("extra_info"), dict) else {}
     processor = machine.get("cpu") if isinstance(machine.get("cpu"), dict) else {}
-    device = str((extra or {}).get("device") or (processor or {}).get("brand_raw") or machine.get("processor") or "cpu")
+    told = (extra or {}).get("device")
     kept: dict[str, Any] = {
-        "device": "cpu" if "cpu" in device.lower() else "cuda",
-        "device_name": device,
+        "device": "cuda" if told and "cpu" not in str(told).lower() else "cpu",
+        "device_name": str(told or (processor or {}).get("brand_raw") or machine.get("processor") or "cpu"),
         "protocol": 0,
         "torch": str((extra or {}).get("torch") or ""),
         "python": str(machine.get("python_version") or ""),
