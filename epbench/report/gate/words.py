@@ -48,6 +48,8 @@ CHANGES: tuple[Word, ...] = ("improvement", "fixed")
 _ORDER: tuple[Word, ...] = (*ATTENTION, *UNJUDGED, *CHANGES, "no change")
 _ROUNDED = 0.0005  # of a relative change: less is printed as 0.0 %
 _NAMED = 3  # cells of a kind that the sentence names
+_SENTENCE = 1000  # characters
+_ROOMS = ((100, 300), (100, 100), (50, 50), (40, 30))  # characters of a name and of a reason in it
 _NAMES = {
     "device_work_s": "device work",
     "step_s": "step",
@@ -206,30 +208,36 @@ def _rank(cell: CellVerdict) -> float:
 
 
 def summary_of(cells: Sequence[CellVerdict]) -> str:
-    """One sentence: what is worst is named, the rest counted."""
+    """One sentence of at most 1000 characters: what is worst is named, the rest counted; what is long is cut."""
+    texts = [_summary(cells, room) for room in _ROOMS]
+    return next((text for text in texts if len(text) <= _SENTENCE), texts[-1])
+
+
+def _summary(cells: Sequence[CellVerdict], room: tuple[int, int]) -> str:
     outside = sum(map(_is_outside, cells))
     open_cells = [cell for cell in cells if cell.acknowledged is None and not _is_outside(cell)]
-    parts = [_kind(word, [cell for cell in open_cells if cell.word == word]) for word in _ORDER]
+    parts = [_kind(word, [cell for cell in open_cells if cell.word == word], room) for word in _ORDER]
     known = len(cells) - outside - len(open_cells)
     parts.append(f"{_cells(known)} with a known regression" if known else "")
     parts.append(f"{_cells(outside)} not gated" if outside else "")
     return "; ".join(part for part in parts if part) or "no cell to judge"
 
 
-def _kind(word: Word, cells: Sequence[CellVerdict]) -> str:
+def _kind(word: Word, cells: Sequence[CellVerdict], room: tuple[int, int]) -> str:
     if not cells:
         return ""
     if word == "no change":
         return f"{_cells(len(cells))} without change"
     head = f"{len(cells)} {_PLURALS.get(word, word) if len(cells) > 1 else word}"
     if word in ("regression", "improvement", "broken"):
-        return f"{head}: {_listed(worst_first(cells))}"
+        return f"{head}: {_listed(worst_first(cells), room)}"
     return head
 
 
-def _listed(cells: Sequence[CellVerdict]) -> str:
-    names = [clean(cell.name, 100) + ":" * (", " in cell.name) for cell in cells[:_NAMED]]  # or a comma parts a name
-    texts = [f"{name} {clean(reason(cell), 300)}".strip() for name, cell in zip(names, cells[:_NAMED], strict=True)]
+def _listed(cells: Sequence[CellVerdict], room: tuple[int, int]) -> str:
+    shown_cells = cells[:_NAMED]
+    names = [clean(cell.name, room[0]) + ":" * (", " in cell.name) for cell in shown_cells]  # or a comma parts a name
+    texts = [f"{name} {clean(reason(cell), room[1])}".strip() for name, cell in zip(names, shown_cells, strict=True)]
     more = len(cells) - _NAMED
     return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
 

@@ -72,6 +72,18 @@ def test_the_sentence_names_what_is_worst_and_counts_the_rest(cells: list[CellVe
     assert summary_of(cells) == sentence
 
 
+def test_the_sentence_counts_everything_however_long_names_and_reasons_are() -> None:
+    long = [f"{place} {'x' * 200}" for place in range(5)]
+    worse = [*(broken(name, "y" * 500) for name in long), *map(regressed, long)]
+    better = [cell(name, "improvement", timing(0.95, "improvement")) for name in long]
+    others = [DOUBTFUL, FIXED, FAILING, GONE, KNOWN, OUTSIDE, *many(11)]
+    sentence = summary_of([*worse, *better, *others])
+    assert len(sentence) <= 1000 and sentence.count(" and 2 more") == 3
+    counts = ("5 broken", "5 regressions", "5 improvements", "1 inconclusive", "1 failing", "1 missing", "1 fixed")
+    for count in (*counts, "11 cells without change", "1 cell with a known regression", "1 cell not gated"):
+        assert count in sentence
+
+
 @pytest.mark.parametrize(
     ("cells", "fail_on", "unexpected", "code"),
     [
