@@ -120,6 +120,14 @@ def test_gitlab(scenario: Scenario) -> None:
     assert merge["allow_failure"] == {"exit_codes": [4]}
 
 
+def test_doctor_is_asked_of_as_many_ranks_as_run(scenario: Scenario) -> None:
+    """A CI's machine may have fewer GPUs than the scenario's file says: --world of this command."""
+    asked = [line.split("epbench doctor ")[1] for text in render(scenario).values() for line in text.splitlines()
+             if "epbench doctor " in line]  # fmt: skip
+    assert len(asked) == 4
+    assert all(line.startswith('"$EPBENCH_SCENARIO" --world 8') for line in asked)
+
+
 def test_sbatch_asks_for_what_the_scenario_needs(scenario: Scenario) -> None:
     text = render(scenario, kind="sbatch", nodes=4, budget_s=5400)["qwen3-30b-8gpu.sbatch"]
     asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", text, re.MULTILINE))
