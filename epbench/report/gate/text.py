@@ -128,7 +128,7 @@ def how_judged(verdict: Verdict) -> str:
 
 
 def what_next(verdict: Verdict) -> list[str]:
-    """What a person does about improvements, which the baseline does not know yet."""
-    better = any(cell.word in CHANGES for cell in _open(verdict))
+    """What a person does about improvements that the baseline does not know yet; an A/B has none."""
+    better = any(cell.word in CHANGES for cell in _open(verdict)) and not verdict.paired
     run = clean(verdict.head.path, 300)
     return [f"To make the improvement the new baseline: epbench baseline accept {run} --reset"] if better else []

@@ -105,6 +105,12 @@ def test_looks_pairs_and_limits_are_told() -> None:
     assert "may be no difference. No timing was tested." in render_verdict(verdict(broken(), family=0))
 
 
+def test_an_ab_tells_nobody_to_accept_its_head() -> None:
+    better = cell("tp2 compiled", "improvement", timing(0.95, "improvement"))
+    assert "epbench baseline accept" in render_verdict(verdict(better))
+    assert "epbench baseline accept" not in render_verdict(verdict(better, paired=True))
+
+
 def test_counters_that_did_not_change_are_counted_only() -> None:
     same = cell("tp2", "no change", timing(1.0, "no change"), counter(2**30, 2**30), counter(0, 0, metric="recompiles"))
     text = render_verdict(verdict(same))
