@@ -15,7 +15,7 @@ from epbench.wording import shown
 
 _ACCEPT = "epbench baseline accept RUN"
 
-__all__ = ["acknowledge", "arm_of_entry", "arms_for", "entry_key", "missing_from", "settling", "without_run"]
+__all__ = ["acknowledge", "arm_of_entry", "arms_for", "entry_key", "missing_from", "without_run"]
 
 
 def entry_key(cell: CellResult, view: RunView) -> EntryKey:
@@ -63,17 +63,6 @@ def arm_of_entry(entry: Entry) -> Arm:
         nights=nights,
         is_settling=len(nights) < MIN_NIGHTS,
     )
-
-
-def settling(baseline: Baseline, view: RunView) -> list[str]:
-    """A sentence for each cell of a run whose entry has too few runs to judge by."""
-    known = baseline.by_key()
-    entries = ((cell, known.get(entry_key(cell, view))) for cell in view.cells)
-    return [
-        f"the baseline of {cell.cell} has {len(entry.runs)} of {MIN_NIGHTS} quiet runs: nothing fails by it yet"
-        for cell, entry in entries
-        if entry is not None and entry.outcome == "ok" and len(entry.runs) < MIN_NIGHTS
-    ]
 
 
 def _night(run: BaselineRun) -> Night:

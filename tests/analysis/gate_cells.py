@@ -4,15 +4,19 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from epbench.analysis.arms import Arm, Night, arm_of
-from epbench.analysis.gate import Pair
+from epbench.analysis.gate import Pair, judge
 from epbench.cells import Cell
+from epbench.gate_records import CellVerdict, GateSpec, MetricChange
 from epbench.layout import Layout
 from epbench.records import CellResult, LaunchValue
 from epbench.store import CellEntry, result_of
 
-__all__ = ["CELL", "arm_like", "cell_of", "launches_of", "night_of", "pair_of"]
+__all__ = ["CELL", "QUIET", "SPEC", "arm_like", "cell_of", "launches_of", "metric", "night_of", "pair_of", "verdict_of"]
 
 CELL = result_of(CellEntry(order=0, cell=Cell(layout=Layout(dp_shard=2))))
+
+SPEC = GateSpec()
+QUIET = (0.2, 0.2002, 0.1998, 0.2001, 0.1999)
 
 
 def launches_of(steps_s: Sequence[float], *, scale: float = 1.0, start: str = "a") -> list[LaunchValue]:
@@ -51,3 +55,11 @@ def pair_of(base: CellResult | Arm | None, head: CellResult | Arm | None, *, int
         for side, source in zip((base, head), sources, strict=True)
     ]
     return Pair(cell=CELL, name="dp2", base=arms[0], head=arms[1])
+
+
+def verdict_of(base: Any, head: Any, spec: GateSpec = SPEC, **how: Any) -> CellVerdict:
+    return judge([pair_of(base, head, **how)], spec).cells[0]
+
+
+def metric(verdict: CellVerdict, name: str) -> MetricChange:
+    return next(change for change in verdict.metrics if change.metric == name)
