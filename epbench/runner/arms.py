@@ -148,7 +148,8 @@ def arm_variables(arm: ArmSpec, device: str, *, first: Sequence[Path], cache: Pa
 
     The current directory is on the path, as in a run, but behind the revisions and not for another interpreter: an
     epbench that lies there must not take the place of the arm's own. Each arm has a compile cache of its own, even
-    where the person's variables name one, or the second arm would find what the first has compiled.
+    where the person's variables name one, or the second arm would find what the first has compiled. All launches of
+    an arm are forked from one process, so what that drew at random would be the arm's: one seed of hashes for both.
     """
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     here = [] if arm.python else [str(Path.cwd())]
@@ -156,4 +157,4 @@ def arm_variables(arm: ArmSpec, device: str, *, first: Sequence[Path], cache: Pa
     own = {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
     if "TRITON_CACHE_DIR" in os.environ:  # else it is within inductor's
         own["TRITON_CACHE_DIR"] = str(cache / "triton")
-    return launch_variables(device, dict(os.environ) | own | arm.variables)
+    return launch_variables(device, {"PYTHONHASHSEED": "0"} | dict(os.environ) | own | arm.variables)

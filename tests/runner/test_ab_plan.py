@@ -123,6 +123,7 @@ def test_what_is_no_arm_is_one_sentence(
 def test_what_ranks_are_started_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", "/given")
     monkeypatch.setenv("NCCL_ALGO", "Tree")
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/shared")
     monkeypatch.setenv("TRITON_CACHE_DIR", "/shared/triton")
     monkeypatch.chdir(tmp_path)
@@ -131,7 +132,7 @@ def test_what_ranks_are_started_with(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert found["PYTHONPATH"] == f"/tree:{tmp_path}:/given"
     caches = (found["TORCHINDUCTOR_CACHE_DIR"], found["TRITON_CACHE_DIR"])
     assert caches == ("/cache", "/cache/triton"), "head would find what base has compiled in a person's own"
-    assert found["NCCL_ALGO"] == "Ring"
+    assert (found["NCCL_ALGO"], found["PYTHONHASHSEED"]) == ("Ring", "0")
     assert found["PYTHONSAFEPATH"] == "1", "or python -m would put the current directory first"
     other = arm_variables(arm.model_copy(update={"python": "/p"}), "cpu", first=[], cache=Path("/cache"))
     assert other["PYTHONPATH"] == "/given", "an epbench that lies here is not that of another interpreter"
