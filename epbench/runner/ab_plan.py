@@ -89,7 +89,10 @@ def planned_arms(
         PlannedArm("head", specs["head"], scenarios["head"], {row: pair[1] for row, pair in rows.items()}),
     )
     if there is not None and set(_pairs(arms)) != known:
-        raise RunError(f"'{there.path}' holds cells that this scenario does not have: give the same one")
+        raise RunError(
+            f"'{there.path}' holds cells that this scenario does not have: "
+            "give the same one, on as many ranks, without --only"
+        )
     _check_rows(arms, only, both)
     return arms
 

@@ -85,10 +85,8 @@ class ForkServer:
         python: str = sys.executable,
         new_keys: Sequence[str] = (),
     ) -> None:
-        self._new_keys = tuple(
-            new_keys
-        )  # of orders, all at their defaults, that the epbench of ``python`` does not know
-        self._python = python  # another interpreter has a torch and an epbench of its own
+        self._python = python  # another interpreter has a torch and an epbench of its own,
+        self._new_keys = tuple(new_keys)  # and may not know these keys of orders, all at their defaults
         self._variables = dict(variables)
         self._log = log
         self._inherited = tuple(inherited)  # descriptors that every process of every launch holds open
