@@ -310,7 +310,9 @@ def _left_open(record: AbRecord, sides: Sequence[_Side]) -> tuple[str, ...]:
 
 
 def _say_what(progress: Progress, ab: AbDirectory, sides: Sequence[_Side]) -> None:
-    progress.say(f"{ab.path}: {len(ab.record.pairs)} cells in both arms, by turns")
+    both = len(sides[0].arm.runnable.keys() & sides[1].arm.runnable.keys())
+    alone = f", {found} in one only" if (found := len(ab.record.pairs) - both) else ""
+    progress.say(f"{ab.path}: {both} cell{'s' * (both != 1)} in both arms, by turns{alone}")
     for one in sides:
         progress.say(f"{one.arm.name}: {place(one.arm.spec.label)} (epbench at {place(one.probed.place)})")
 

@@ -1,8 +1,9 @@
 """Which cells of an A/B the second look still has to decide: looks are fixed in advance, and so is what ends a cell.
 
 Each of two looks judges at half of alpha, so that both together raise no more false alarms than one at alpha would
-(Bonferroni). A cell that the first look finds slower, broken or better stays so. A cell whose growth is below the limit
-with all of its 95 % interval is given up as safe, which can only lower the rate of alarms. All others are launched on.
+(Bonferroni). A cell that the first look finds slower, broken or better stays so. A cell without change whose growth is
+below the limit with all of its 95 % interval is given up as safe, which can only lower the rate of alarms. All others
+are launched on, the inconclusive among them: given up, they would stay so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,8 @@ def _pair(base: CellResult, head: CellResult, launches: int) -> Pair:
 
 def is_decided(cell: CellVerdict) -> bool:
     """Whether more launches could not change what is said of a cell, or need not."""
-    if cell.word not in ("no change", "inconclusive"):
-        return True
+    if cell.word != "no change":
+        return cell.word != "inconclusive"
     gated = [change for change in cell.metrics if change.gated and change.kind == "timing"]
     return bool(gated) and all(map(_is_safe, gated))
 

@@ -25,7 +25,7 @@ from epbench.errors import RunError, ScenarioError
 from epbench.gate_records import CellVerdict, GateSpec
 from epbench.layout import Layout
 from epbench.provenance import describe_environment
-from epbench.runner.ab import AbOptions, AbOutcome, _check_imported, _same, run_ab
+from epbench.runner.ab import AbOptions, AbOutcome, _check_imported, _same, _say_what, run_ab
 from epbench.runner.checkouts import find_checkout
 from epbench.runner.lock import locked
 from epbench.runner.looks import undecided
@@ -275,6 +275,21 @@ def side(code: str, *checkouts: Checkout) -> Any:
         arm=SimpleNamespace(name="head", spec=ArmSpec(label="v2", checkouts=checkouts)),
         probed=Probed(environment, "here"),
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "said"), [({0, 1}, "2 cells in both arms"), ({1}, "1 cell in both arms, by turns, 1 in one only")]
+)
+def test_cells_of_one_arm_only_are_not_said_to_be_in_both(
+    head: set[int], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: Any = [side("x"), side("x")]
+    for one, rows in zip(sides, ({0, 1}, head), strict=True):
+        one.arm.runnable = dict.fromkeys(rows)
+    ab = SimpleNamespace(path=tmp_path, record=SimpleNamespace(pairs=[("a", "a"), ("b", "b")]))
+    lines: list[str] = []
+    _say_what(SimpleNamespace(say=lines.append), ab, sides)  # type: ignore[arg-type]
+    assert said in lines[0]
 
 
 def test_a_revision_that_changes_nothing_is_told(repository: Path) -> None:

@@ -322,6 +322,7 @@ def change(ratio_high: float | None, *, gated: bool = True, limit: float | None 
         ("no change", [change(1.01), change(1.03)], False),
         ("no change", [change(1.01), change(1.03, gated=False)], True),
         ("inconclusive", [change(None)], False),
+        ("inconclusive", [change(1.019)], False),  # an interval of three launches that scatter by more than may be
         ("inconclusive", [], False),  # too few valid launches: more may help
     ],
 )
