@@ -19,10 +19,10 @@ from epbench.ab_records import FILE as ARMS_FILE
 from epbench.ab_records import AbDirectory, AbRecord, open_ab
 from epbench.cells import MeasureSpec
 from epbench.doctor import check_before_run
-from epbench.errors import ScenarioError
+from epbench.errors import EpbenchError, ScenarioError
 from epbench.gate_records import GateSpec
 from epbench.provenance import Device, choose_device, find_gpus
-from epbench.records import CellResult, MachineCheck
+from epbench.records import CellResult, EnvironmentRecord, MachineCheck
 from epbench.runner.ab_plan import OPTIONS, AbOptions, PlannedArm, ab_record, arm_specs, planned_arms
 from epbench.runner.arms import arm_variables
 from epbench.runner.checkouts import checked_out, own_tree
@@ -124,7 +124,14 @@ def _held(path: Path, *, is_new: bool) -> Iterator[int]:
 
 def _probed(arm: PlannedArm, device: Device, path: Path, trees: Sequence[Path]) -> tuple[Probed, dict[str, str]]:
     variables = arm_variables(arm.spec, device, first=trees, cache=_cache(path) / arm.name)
-    specs = [
+    found = probe(arm.spec, variables, specs=_orders(arm, device, path), where=OPTIONS[arm.name])
+    _check_imported(arm, found.place, trees)
+    return found, variables
+
+
+def _orders(arm: PlannedArm, device: Device, path: Path) -> list[LaunchSpec]:
+    """What its ranks will be asked for, one order for each cell."""
+    return [
         LaunchSpec(
             cell=entry.cell,
             kind="measure",
@@ -136,9 +143,19 @@ def _probed(arm: PlannedArm, device: Device, path: Path, trees: Sequence[Path]) 
         )
         for entry in arm.runnable.values()
     ]
-    found = probe(arm.spec, variables, specs=specs, where=OPTIONS[arm.name])
-    _check_imported(arm, found.place, trees)
-    return found, variables
+
+
+def _changed(side: _Side, path: Path) -> list[str]:
+    """A sentence if the arm is no longer what it was when this began; it may be a tree that somebody works in."""
+    before = side.probed.environment
+    orders = _orders(side.arm, before.device, path)
+    try:
+        now = probe(side.arm.spec, side.variables, specs=orders, where=OPTIONS[side.arm.name]).environment
+    except EpbenchError as error:
+        return [f"the arm changed while it was measured, and cannot be asked any more what it is ({error})"]
+    names = [name for name in EnvironmentRecord.model_fields if getattr(now, name) != getattr(before, name)]
+    changed = ", ".join(name for name in names if name != "digest")
+    return [f"the arm changed while it was measured ({changed}): its launches may be of either"] if names else []
 
 
 def _check_imported(arm: PlannedArm, place_of_epbench: str, trees: Sequence[Path]) -> None:
@@ -226,7 +243,9 @@ def _launch(
                 Turn(sessions[1], other, told[1], head.arm.runnable),
             )
             _look_by_look(ab, sides, turns, interrupt, progress)
-        for session, side in zip(sessions, sides, strict=True):
+        for session, side, progress_of_arm in zip(sessions, sides, told, strict=True):
+            if session.begun and not interrupt.seen:
+                session.note(_changed(side, ab.path), progress_of_arm)
             for sentence in session.settle(side.arm.runnable.values()):
                 progress.say(f"WRONG {side.arm.name}: {sentence}")
     if ab.record.is_complete:  # what goes on finds its graphs compiled, as the launches before did

@@ -110,6 +110,16 @@ class Session:
         complete = [entry.cell.id for entry in entries if self.finish_if_complete(entry)]
         return [text for cell_id in complete if (text := disagreement(self._rows[cell_id]))]
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything was launched in this sitting."""
+        return self._sitting.begun
+
+    def note(self, warnings: Sequence[str], progress: Progress) -> None:
+        """Keep and say what makes the numbers doubtful; not before the sitting has begun."""
+        self._sitting.note(warnings)
+        _warn(progress, warnings)
+
     def run_all(self, entries: Sequence[CellEntry], progress: Progress, interrupt: Interrupt) -> None:
         """Launch in rounds until all cells are complete, the budget is spent, or Ctrl-C."""
         with self.serving(entries, progress, interrupt) as server:

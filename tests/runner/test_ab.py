@@ -25,7 +25,7 @@ from epbench.errors import RunError, ScenarioError
 from epbench.gate_records import CellVerdict, GateSpec
 from epbench.layout import Layout
 from epbench.provenance import describe_environment
-from epbench.runner.ab import AbOptions, AbOutcome, _check_imported, _same, _say_what, run_ab
+from epbench.runner.ab import AbOptions, AbOutcome, _changed, _check_imported, _same, _say_what, run_ab
 from epbench.runner.checkouts import find_checkout
 from epbench.runner.lock import locked
 from epbench.runner.looks import undecided
@@ -192,9 +192,15 @@ def test_ctrl_c_once_a_budget_and_going_on(
     assert ab(scenario, resume=outcome.path, budget_s=0.0).exit_code == 0
     assert f"launches are left to make; go on with: epbench ab {scenario} --resume" in capsys.readouterr().err
     assert compiled.exists(), "launches of one arm would be compared across a cold cache"
+    here = Probed(describe_environment("cpu", world_size=2), "here")
+    answers = iter([here, here, here, Probed(here.environment.model_copy(update={"code": "edited"}), "here")])
+    monkeypatch.setattr("epbench.runner.ab.probe", lambda *_, **__: next(answers))
     assert ab(scenario, resume=outcome.path).exit_code == 0
     assert not compiled.exists()
-    assert "go on with" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "go on with" not in said
+    assert "head: warning: the arm changed while it was measured (code): its launches may be of either" in said
+    assert [len(run.view().warnings) for run in (open_ab(outcome.path).base, open_ab(outcome.path).head)] == [0, 1]
     assert all(path.stat().st_mtime_ns == before for path, before in made.items())
     record = open_ab(outcome.path).record
     assert (record.looks_taken, record.is_complete) == (1, True)
@@ -290,6 +296,19 @@ def test_cells_of_one_arm_only_are_not_said_to_be_in_both(
     lines: list[str] = []
     _say_what(SimpleNamespace(say=lines.append), ab, sides)  # type: ignore[arg-type]
     assert said in lines[0]
+
+
+def test_an_arm_that_is_broken_meanwhile_loses_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> Probed:
+        raise ScenarioError("--head: SyntaxError")
+
+    monkeypatch.setattr("epbench.runner.ab.probe", broken)
+    monkeypatch.setattr("epbench.runner.ab._orders", lambda *_: [])
+    head: Any = side("x")
+    head.variables = {}
+    assert _changed(head, tmp_path) == [
+        "the arm changed while it was measured, and cannot be asked any more what it is (--head: SyntaxError)"
+    ]
 
 
 def test_a_revision_that_changes_nothing_is_told(repository: Path) -> None:
