@@ -226,9 +226,13 @@ def _launch(
             )
             for side, other, own in ((base, head, one), (head, base, two))
         ]
-        for session, side in zip(sessions, sides, strict=True):  # what is there has its place before anything new
-            for entry in side.arm.runnable.values():
-                session.finish_if_complete(entry)
+        whole = [  # what is there has its place before anything new
+            session.finish_if_complete(entry)
+            for session, side in zip(sessions, sides, strict=True)
+            for entry in side.arm.runnable.values()
+        ]
+        if record.looks_taken and not all(whole):  # launches were deleted, or are measured otherwise now
+            ab.write(record.model_copy(update={"looks_taken": 0, "to_second_look": ()}))
         _say_what(progress, ab, sides)
         told = [
             ArmProgress(progress, side.arm.name, other.outlook)

@@ -137,7 +137,7 @@ def test_looks_are_fixed_and_arms_are_kept(two_looks: AbDirectory) -> None:
             ab(scenario, resume=two_looks.path, **options)
 
 
-def test_a_gate_that_was_edited_meanwhile_changes_no_look(
+def test_launches_that_are_gone_are_made_and_looked_at_again_by_the_gate_that_it_began_with(
     two_looks: AbDirectory, server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steady(monkeypatch)
@@ -145,7 +145,8 @@ def test_a_gate_that_was_edited_meanwhile_changes_no_look(
     monkeypatch.setattr("epbench.runner.ab.probe", probed_here)
     copy = AbDirectory(tmp_path / "copy")
     shutil.copytree(two_looks.path, copy.path)
-    copy.write(two_looks.record.model_copy(update={"looks_taken": 0, "to_second_look": ()}))
+    for number in (2, 3):
+        shutil.rmtree(copy.head.cell_path(copy.record.pairs[0][1]) / f"launch-{number}")
     outcome = ab(ab_scenario(tmp_path, gate="practical_limit = 10"), resume=copy.path)
     assert outcome.exit_code == 0
     record = copy.record
