@@ -98,7 +98,7 @@ def _stored(cell: Cell) -> tuple[set[torch.dtype], set[torch.dtype], float]:
     return {x.dtype for x in resident.params}, moments, second / first
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["dp4-ep2", "cp2-tp2-ep4"])  # experts within FSDP, and held alone
 def test_masters_in_bf16_keep_the_bounds(layout: str) -> None:
     cell = _cell(layout, master_dtype="bf16")
     own = _own(cell)
