@@ -245,15 +245,22 @@ EVERY = (
 def test_start_takes_less_than_half_a_second_of_processor(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processor time, the best of ten: a busy machine makes a start slower, never faster."""
+    """Processor time, the best of ten: a busy machine makes a start slower, never faster.
+
+    Half a second is meant of cores on which pydantic's first model takes 0.2 s; slower ones get as much more.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(SCENARIOS.parent))
     (tmp_path / "every.toml").write_text(EVERY)
 
-    def processor_s() -> float:
+    def processor_s(*command: str) -> float:
         before = os.times()
-        subprocess.run([sys.executable, "-m", "epbench", *arguments], capture_output=True, check=True)
+        subprocess.run([sys.executable, *command], capture_output=True, check=True)
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert any(processor_s() < 0.5 for _ in range(10))
+    def is_soon() -> bool:
+        slower = max(1, processor_s("-c", "import pydantic\nclass A(pydantic.BaseModel): x: int = 1") / 0.2)
+        return processor_s("-m", "epbench", *arguments) < 0.5 * slower
+
+    assert any(is_soon() for _ in range(10))
