@@ -23,7 +23,20 @@ from epbench.cli_baseline import app as baseline_app
 from epbench.cli_gate import gate
 from epbench.cli_history import app as history_app
 from epbench.cli_nodes import JoinTimeout, TokenFile, launch_files, node
-from epbench.cli_options import Only, globs, known_device, parse_duration
+from epbench.cli_options import (
+    Budget,
+    Device,
+    Json,
+    Only,
+    ReportsDir,
+    Run,
+    Scenario,
+    World,
+    globs,
+    known_device,
+    parse_duration,
+    seconds,
+)
 from epbench.errors import EpbenchError, ScenarioError, StorageError
 from epbench.wording import shown
 from epbench.writing import NO_ROOM, write_aside
@@ -63,13 +76,7 @@ app = typer.Typer(
     epilog="Start here: epbench plan scenarios/quick.toml, then epbench run scenarios/quick.toml",
 )
 
-_Scenario = Annotated[Path, typer.Argument(help="a scenario file, e.g. scenarios/quick.toml")]
-_Run = Annotated[str, typer.Argument(help="a run directory, a unique part of its name, or 'latest'")]
 _Runs = Annotated[list[str], typer.Argument(help="run directories, the oldest first; each as in 'show'", metavar="RUN")]
-_World = Annotated[int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")]
-_Device = Annotated[str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="instead of the file's")]
-_ReportsDir = Annotated[Path, typer.Option("--reports-dir", help="where run directories go")]
-_Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
 @app.command()
@@ -80,9 +87,9 @@ def plan(
         str | None,
         typer.Option("--model", metavar="PRESET", help="all legal layouts of a model; needs --world"),
     ] = None,
-    world: _World = None,
-    device: _Device = None,
-    as_json: _Json = False,
+    world: World = None,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """List the cells of a scenario, and those it skips with every reason. Runs nothing."""
     from epbench.plan_table import plan_json, render_plan
@@ -104,23 +111,20 @@ def plan(
 
 @app.command()
 def run(
-    scenario: _Scenario,
+    scenario: Scenario,
     *,
     only: Only = None,
     launches: Annotated[
         int | None,
         typer.Option("--launches", metavar="K", min=1, help="launches a cell, instead of the file's"),
     ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", metavar="TIME", help="start no launch that would end later, e.g. 20m"),
-    ] = None,
+    budget: Budget = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="RUN", help="continue a run, keeping what it has measured"),
     ] = None,
-    world: _World = None,
-    device: _Device = None,
+    world: World = None,
+    device: Device = None,
     nodes: Annotated[
         int, typer.Option("--nodes", metavar="N", min=1, envvar="EPBENCH_NODES", help="that share the ranks equally")
     ] = 1,
@@ -130,7 +134,7 @@ def run(
     ] = None,
     token_file: TokenFile = None,
     join_timeout: JoinTimeout = "10m",
-    reports_dir: _ReportsDir = Path("reports"),
+    reports_dir: ReportsDir = Path("reports"),
 ) -> None:
     """Verify and measure every cell of a scenario, and write the report."""
     from epbench.report.build import write_report
@@ -143,7 +147,7 @@ def run(
     options = RunOptions(
         only=globs(only),
         launches=launches,
-        budget_s=None if budget is None else parse_duration(budget),
+        budget_s=seconds(budget),
         resume=resume,
         reports_dir=reports_dir,
         device=known_device(device),
@@ -163,13 +167,13 @@ def run(
 
 @app.command()
 def comm(
-    scenario: _Scenario,
+    scenario: Scenario,
     *,
     only: Only = None,
-    as_json: _Json = False,
-    world: _World = None,
-    device: _Device = None,
-    reports_dir: _ReportsDir = Path("reports"),
+    as_json: Json = False,
+    world: World = None,
+    device: Device = None,
+    reports_dir: ReportsDir = Path("reports"),
 ) -> None:
     """Measure collectives alone, on every set of groups that the layouts of a scenario use."""
     from epbench.report.comm import render_comm
@@ -192,9 +196,9 @@ def comm(
 
 @app.command()
 def show(
-    run: _Run,
+    run: Run,
     *,
-    as_json: _Json = False,
+    as_json: Json = False,
     collectives: Annotated[
         bool, typer.Option("--collectives", help="instead: each cell's collectives, beside the same bytes alone")
     ] = False,
@@ -226,7 +230,7 @@ def show(
 
 
 @app.command()
-def compare(runs: _Runs, *, as_json: _Json = False) -> None:
+def compare(runs: _Runs, *, as_json: Json = False) -> None:
     """Print what changed from the first of several runs to the last, cell by cell."""
     from epbench.report.changes import changes_json
     from epbench.report.command import compare_paths
@@ -286,10 +290,10 @@ def doctor(
     scenario: Annotated[Path | None, typer.Argument(help="also say whether this scenario can run here")] = None,
     *,
     strict: Annotated[bool, typer.Option("--strict", help="a warning is a failure")] = False,
-    as_json: _Json = False,
-    world: _World = None,
-    device: _Device = None,
-    reports_dir: _ReportsDir = Path("reports"),
+    as_json: Json = False,
+    world: World = None,
+    device: Device = None,
+    reports_dir: ReportsDir = Path("reports"),
 ) -> None:
     """Check whether this machine can measure, with a fix for each thing that is wrong. Needs no torch."""
     from epbench.doctor import examine, exit_code, read_machine, render_checks, wanted_of

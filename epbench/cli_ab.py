@@ -5,7 +5,20 @@ from typing import Annotated
 
 import typer
 
-from epbench.cli_options import Only, globs, known_device, parse_duration
+from epbench.cli_options import (
+    DEFAULT_FAIL_ON,
+    Budget,
+    Device,
+    FailOn,
+    Json,
+    Only,
+    ReportsDir,
+    Scenario,
+    World,
+    globs,
+    known_device,
+    seconds,
+)
 from epbench.writing import write_aside
 
 __all__ = ["PRECEDENCE", "ab"]
@@ -15,7 +28,7 @@ _ARM = "ARM"
 
 
 def ab(
-    scenario: Annotated[Path, typer.Argument(help="a scenario file, e.g. scenarios/gate-cpu.toml")],
+    scenario: Scenario,
     *,
     base: Annotated[
         list[str] | None,
@@ -35,23 +48,15 @@ def ab(
         int | None,
         typer.Option("--launches", metavar="K", min=1, help="launches a cell and arm, one look at the end"),
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="TIME", help="start no launch that would end later, e.g. 20m")
-    ] = None,
+    budget: Budget = None,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="AB", help="continue an A/B, with the arms that it has")
     ] = None,
-    fail_on: Annotated[
-        str, typer.Option("--fail-on", metavar="WORDS", help="what makes the exit code non-zero, as of gate")
-    ] = "regression,inconclusive",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")] = False,
-    world: Annotated[
-        int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="auto|cpu|cuda", help="instead of the file's")
-    ] = None,
-    reports_dir: Annotated[Path, typer.Option("--reports-dir", help="where run directories go")] = Path("reports"),
+    fail_on: FailOn = DEFAULT_FAIL_ON,
+    as_json: Json = False,
+    world: World = None,
+    device: Device = None,
+    reports_dir: ReportsDir = Path("reports"),
 ) -> None:
     """Launch two variants by turns on this machine, and judge the one by the other: exit code as of gate."""
     from epbench.report.gate.command import gate
@@ -68,7 +73,7 @@ def ab(
         head=head or (),
         only=globs(only),
         launches=launches,
-        budget_s=None if budget is None else parse_duration(budget),
+        budget_s=seconds(budget),
         resume=resume,
         reports_dir=reports_dir,
         device=known_device(device),

@@ -5,18 +5,16 @@ from typing import Annotated
 
 import typer
 
-from epbench.cli_options import Only, globs
+from epbench.cli_options import Json, Only, Run, globs
 from epbench.writing import write_aside
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="What a change is judged against.")
 
-_Run = Annotated[str, typer.Argument(help="a run directory, a unique part of its name, or 'latest'")]
 _File = Annotated[
     Path | None, typer.Option("--baseline", metavar="FILE", help="instead of NAME.baseline.json beside the scenario")
 ]
-_Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
 @app.command()
@@ -24,7 +22,7 @@ def noise(
     runs: Annotated[list[str], typer.Argument(help="run directories of one scenario, e.g. of two machine starts")],
     *,
     gate: Annotated[bool, typer.Option("--gate", help="also what a gate over all of these cells finds")] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """How much identical launches differ, and the smallest change that 3, 5 or 8 of them find."""
     from epbench.report.noise_table import noise_json, render_noise
@@ -42,7 +40,7 @@ def noise(
 
 @app.command()
 def propose(
-    run: _Run,
+    run: Run,
     *,
     only: Only = None,
     output: Annotated[
@@ -65,7 +63,7 @@ def propose(
 
 @app.command()
 def accept(
-    run: _Run,
+    run: Run,
     *,
     reset: Annotated[bool, typer.Option("--reset", help="start a new level where a cell changed")] = False,
     reason: Annotated[
@@ -113,7 +111,7 @@ def ack(
 def show(
     where: Annotated[str, typer.Argument(metavar="RUN|FILE", help="a run, or a baseline file")],
     *,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Print what a baseline holds: entries with their runs, levels, acknowledgements."""
     from epbench.baselines.change import find_baseline

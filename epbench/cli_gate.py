@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from epbench.cli_options import DEFAULT_FAIL_ON, FailOn, Json
 from epbench.writing import write_aside
 
 __all__ = ["gate"]
@@ -20,15 +21,8 @@ def gate(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="where to write, instead of the run directory")
     ] = None,
-    fail_on: Annotated[
-        str,
-        typer.Option(
-            "--fail-on",
-            metavar="WORDS",
-            help="what makes the exit code non-zero: regression, inconclusive, improvement, new, missing; or none",
-        ),
-    ] = "regression,inconclusive",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")] = False,
+    fail_on: FailOn = DEFAULT_FAIL_ON,
+    as_json: Json = False,
 ) -> None:
     """Judge a run against a baseline or another run: exit code 3 regression, 5 bad cells, 4 undecided, 0 passed."""
     from epbench.report.gate.command import gate as judged

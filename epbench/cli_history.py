@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from epbench.cli_options import Json
 from epbench.errors import ScenarioError
 from epbench.wording import shown
 from epbench.writing import write_aside
@@ -59,7 +60,7 @@ def show(
         float | None, typer.Option("--limit", metavar="SHARE", help="smallest change of an alarm, 0.015 is 1.5 %")
     ] = None,
     scenario: _Scenario = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")] = False,
+    as_json: Json = False,
     store: _Store = _DEFAULT,
 ) -> None:
     """Print each cell's last night against those before it, and when its level changed."""

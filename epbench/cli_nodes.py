@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from epbench.cli_options import parse_duration
+from epbench.cli_options import World, parse_duration
 from epbench.writing import write_aside
 
 __all__ = ["JoinTimeout", "TokenFile", "launch_files", "node"]
@@ -69,9 +69,7 @@ def launch_files(
         "epbench:latest"
     ),
     runner: Annotated[str, typer.Option("--runner", metavar="LABEL", help="of the CI's machine with GPUs")] = "gpu",
-    world: Annotated[
-        int | None, typer.Option("--world", metavar="N", help="number of ranks, instead of the file's")
-    ] = None,
+    world: World = None,
     force: Annotated[bool, typer.Option("--force", help="overwrite files that were edited")] = False,
 ) -> None:
     """Write what Slurm, Kubernetes, GitHub or GitLab needs to run a scenario and gate it."""

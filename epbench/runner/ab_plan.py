@@ -5,7 +5,6 @@ Cells belong together by their place in the plan, also where an arm's options ch
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from epbench.ab_records import AbDirectory, AbRecord, ArmName, ArmSpec
 from epbench.cells import fits
 from epbench.errors import RunError, ScenarioError
 from epbench.runner.arms import check_committed, option_values, parse_arm
-from epbench.runner.launch import entries_of
+from epbench.runner.launch import LaunchOptions, entries_of
 from epbench.store import CellEntry
 
 if TYPE_CHECKING:
@@ -25,18 +24,14 @@ OPTIONS: Mapping[ArmName, str] = MappingProxyType({"base": "--base", "head": "--
 
 
 @dataclass(frozen=True)
-class AbOptions:
-    """What the command line says beyond the scenario; of an A/B that is resumed, its arms are those that it has."""
+class AbOptions(LaunchOptions):
+    """What the command line says beyond the scenario; of an A/B that is resumed, its arms are those that it has.
+
+    ``only`` fits the ids of either arm's cells.
+    """
 
     base: Sequence[str] = ()
     head: Sequence[str] = ()
-    only: str | None = None  # globs on the ids of either arm's cells
-    launches: int | None = None
-    budget_s: float | None = None
-    resume: Path | str | None = None
-    reports_dir: Path = Path("reports")
-    device: str | None = None
-    world: int | None = None  # that the scenario was loaded with
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_CELLS",
     "EXIT_INTERRUPTED",
+    "LaunchOptions",
     "RunOptions",
     "RunOutcome",
     "check_same",
@@ -53,8 +54,8 @@ EXIT_CELLS = 5  # some cells crashed, hung, are wrong or unstable, or missed the
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What the command line says beyond the scenario."""
+class LaunchOptions:
+    """What the command line says of launches beyond the scenario, of a run or of both arms of an A/B."""
 
     only: str | None = None  # globs on cell ids, see epbench.cells.fits
     launches: int | None = None
@@ -63,6 +64,12 @@ class RunOptions:
     reports_dir: Path = Path("reports")
     device: str | None = None
     world: int | None = None  # that the scenario was loaded with
+
+
+@dataclass(frozen=True)
+class RunOptions(LaunchOptions):
+    """What the command line says of a run beyond the scenario."""
+
     nodes: int = 1
     listen: str | None = None  # HOST:PORT at which the other nodes join
     token_file: Path | None = None  # with the secret that they know too; None: it is in the environment
