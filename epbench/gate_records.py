@@ -89,6 +89,11 @@ class GateSpec(Frozen):
         return _known(counters, tuple(COUNTERS))
 
     @property
+    def look_alpha(self) -> float:
+        """False alarms of one look: looks share ``alpha`` (Bonferroni)."""
+        return self.alpha / max(1, len(self.looks))
+
+    @property
     def allowed(self) -> dict[str, float]:
         """Allowed relative growth of every counter that is gated."""
         return COUNTERS | self.counters

@@ -97,11 +97,6 @@ class ComparedRuns:
         """Cells that the first run and the last both have."""
         return tuple(change for change in self.changes if change.is_common)
 
-    def only_in(self, place: Literal[0, -1]) -> tuple[Change, ...]:
-        """Cells that only the first run (0), or only the last (-1), has."""
-        other = -1 if place == 0 else 0
-        return tuple(change for change in self.changes if change.cells[other] is None)
-
 
 def compared_runs(runs: Sequence[RunData]) -> ComparedRuns:
     """Match the cells of two runs or more.

@@ -44,7 +44,7 @@ from epbench.writing import write_aside, writing
 if TYPE_CHECKING:
     from epbench.scenario import Scenario
 
-__all__ = ["AbOptions", "AbOutcome", "read_ab", "run_ab"]
+__all__ = ["AbOptions", "AbOutcome", "run_ab"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,6 @@ class _Side:
         """Its rows that are complete, by id."""
         found = {entry.cell.id: self.run.read_result(entry.cell.id) for entry in self.arm.runnable.values()}
         return {cell_id: row for cell_id, row in found.items() if row}
-
-
-def read_ab(path: Path) -> AbRecord:
-    """What was compared at ``path``; raises RunError when that is no A/B."""
-    return open_ab(path).record
 
 
 def run_ab(scenario: "Scenario", options: AbOptions) -> AbOutcome:

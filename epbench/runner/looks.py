@@ -23,8 +23,8 @@ def undecided(
     spec: GateSpec,
 ) -> list[str]:
     """Ids in head of the cells that the first of two looks decides nothing about."""
-    launches, alpha = spec.looks[0], spec.alpha / len(spec.looks)
-    judged = judge([_pair(base[one], head[two], launches) for one, two in pairs], spec, alpha=alpha)
+    launches = spec.looks[0]
+    judged = judge([_pair(base[one], head[two], launches) for one, two in pairs], spec, alpha=spec.look_alpha)
     return [cell.cell for cell in judged.cells if not is_decided(cell)]
 
 

@@ -201,9 +201,7 @@ class Session:
             return
         progress.does("collectives alone")
         layouts = [entry.cell.layout for entry in self._todo]
-        warnings = self._comm.sweep(layouts, server, lambda: interrupt.seen)
-        self._sitting.note(warnings)
-        _warn(progress, warnings)
+        self.note(self._comm.sweep(layouts, server, lambda: interrupt.seen), progress)
 
     def _needed(self, entry: CellEntry, number: int) -> Needed | None:
         return needed(self._launches(entry), asked=self._asked(entry), by_round=number)

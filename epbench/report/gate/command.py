@@ -1,6 +1,5 @@
 """``epbench gate``: finds what is compared, judges it, and writes the verdict for people, CIs and forges."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from epbench.report.gate.judging import gate_ab, gate_baseline, gate_runs
 from epbench.report.gate.junit import junit_xml
 from epbench.report.gate.step_summary import append_summary, summary_markdown
 from epbench.report.gate.words import ATTENTION, CHANGES, parse_fail_on
-from epbench.store import open_run, write_record
+from epbench.store import RunDirectory, open_run, write_record
 from epbench.wording import place, shown
 from epbench.writing import replace_file, write_aside, writing
 
@@ -42,8 +41,8 @@ def gate(run: str, *, baseline: str | None, output: Path | None, fail_on: str) -
         head, verdict = Path(run), gate_ab(Path(run), fail_on=words)
         further = f"epbench report {head / 'base'} {head / 'head'} --compare"
     else:
-        head = open_run(run).path
-        verdict = _against(head, baseline, words)
+        found = open_run(run)
+        head, verdict = found.path, _against(found, baseline, words)
         is_bad = verdict.exit_code != 0 or any(cell.word in ATTENTION for cell in verdict.cells)
         is_better = any(cell.word in CHANGES for cell in verdict.cells)
         accept = f"epbench baseline accept {head}{' --reset' * is_better}"
@@ -60,9 +59,10 @@ def _is_ab(run: str) -> bool:
         return False
 
 
-def _against(head: Path, baseline: str | None, words: frozenset[str]) -> Verdict:
+def _against(run: RunDirectory, baseline: str | None, words: frozenset[str]) -> Verdict:
+    head = run.path
     if baseline is None:
-        file = baseline_path(open_run(head).record)
+        file = baseline_path(run.record)
         if not file.is_file():
             raise ScenarioError(
                 f"there is no baseline at '{place(file)}': give --baseline FILE or RUN, or make one with: "
@@ -84,7 +84,7 @@ def _is_baseline(name: str) -> bool:
         return False
 
 
-def write_outputs(verdict: Verdict, path: Path, *, environment: Mapping[str, str] | None = None) -> None:
+def write_outputs(verdict: Verdict, path: Path) -> None:
     """Write ``verdict.json``, ``junit.xml``, ``summary.md`` and ``comment.md``, and the summary of a CI's step.
 
     Raises ScenarioError if ``path`` is no directory, StorageError if a file cannot be written.
@@ -97,6 +97,6 @@ def write_outputs(verdict: Verdict, path: Path, *, environment: Mapping[str, str
     replace_file(path / "junit.xml", junit_xml(verdict))
     for name, text in (("summary.md", summary_markdown(verdict)), ("comment.md", comment_markdown(verdict))):
         replace_file(path / name, text.encode("utf-8", "replace"))
-    full = append_summary(verdict) if environment is None else append_summary(verdict, environment)
+    full = append_summary(verdict)
     if full:
         write_aside(f"warning: {full}")

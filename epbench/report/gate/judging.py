@@ -182,7 +182,7 @@ def _verdict(sides: _Sides, matches: Sequence[_Match], fail_on: frozenset[str]) 
         head=sides.head,
         paired=any(change.paired for cell in judged.cells for change in cell.metrics),
         look=look,
-        alpha=_alpha(spec),
+        alpha=spec.look_alpha,
         family=judged.family,
         differences=sides.differences,
         cells=judged.cells,
@@ -205,11 +205,6 @@ def _names(view: RunView, matches: Sequence[_Match]) -> list[str]:
     return [naming.full(cell) for cell in cells]
 
 
-def _alpha(spec: GateSpec) -> float:
-    """Of one look (Bonferroni)."""
-    return spec.alpha / max(1, len(spec.looks))
-
-
 def _judged(
     matches: Sequence[_Match], names: Sequence[str], spec: GateSpec, sources: tuple[Hashable, Hashable]
 ) -> tuple[Judged, int]:
@@ -220,7 +215,7 @@ def _judged(
     for look in sorted({max(1, number) for number in reached}):
         launches = spec.looks[look - 1] if spec.looks else None
         pairs[look] = [match.pair(name, sources, launches) for match, name in zip(matches, names, strict=True)]
-        at[look] = judge(pairs[look], spec, alpha=_alpha(spec))
+        at[look] = judge(pairs[look], spec, alpha=spec.look_alpha)
     cells = []
     for place, (match, number) in enumerate(zip(matches, reached, strict=True)):
         look = max(1, number)

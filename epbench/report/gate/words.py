@@ -27,7 +27,6 @@ __all__ = [
     "has_changed",
     "heading_of",
     "in_words",
-    "is_quiet",
     "launches_text",
     "limit_text",
     "metric_text",
@@ -157,11 +156,6 @@ def _arms(change: MetricChange) -> str:
 
 
 # ---------------------------------------------------------------- one cell
-
-
-def is_quiet(cell: CellVerdict) -> bool:
-    """Whether there is nothing to say of a cell but that it did not change."""
-    return cell.word == "no change" and cell.acknowledged is None
 
 
 def deciding(cell: CellVerdict) -> list[MetricChange]:
