@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from epbench.analysis.arms import MIN_NIGHTS
 from epbench.baselines import (
@@ -22,19 +21,15 @@ from epbench.baselines import (
 from epbench.baselines.file import rendered
 from epbench.baselines.records import KEPT_RUNS, Acknowledgement, torch_minor
 from epbench.baselines.update import propose
-from epbench.cli import app
 from epbench.errors import NotComparableError, RunError
 from epbench.gate_records import CellVerdict, MetricChange, Word
 from epbench.records import PROTOCOL_VERSION, CellResult, RunView
+from tests.command_line import epbench
 from tests.nights import CELL, EP_CELL, failed_cell, night_cell, night_run, night_view
 from tests.report.sample import HOSTILE, environment
 
 NIGHTS = (0.2, 0.2004, 0.1996, 0.2002, 0.1998)  # device work, 0.16 % apart
 TODAY = date(2026, 11, 23)
-
-
-def epbench(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="epbench")
 
 
 def grown(*views: RunView, baseline: Baseline | None = None, **options: Any) -> Baseline:

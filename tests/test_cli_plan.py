@@ -7,19 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from epbench.cli import app, parse_duration
+from epbench.cli import parse_duration
 from epbench.errors import ScenarioError, UnfitMachineError
 from epbench.records import CellResult
+from tests.command_line import epbench
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 QUICK = str(SCENARIOS / "quick.toml")
 HEAVY = ("torch", "pandas", "plotly", "scipy", "jinja2")
-
-
-def epbench(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="epbench")
 
 
 def refused(*arguments: str, exit_code: int = 2) -> str:

@@ -8,18 +8,13 @@ import webbrowser
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from epbench.cells import Cell
-from epbench.cli import app
 from epbench.store import CellEntry, create_run
+from tests.command_line import epbench
 from tests.report.sample import DP4, DP4_EP4, measured_cell, run_record
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-def epbench(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="epbench")
 
 
 def finished_run(steps_s: dict[str, float], *, started: str, protocol: int | None = None) -> str:

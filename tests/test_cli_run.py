@@ -4,21 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from epbench.cells import digest
-from epbench.cli import app
 from epbench.records import EnvironmentRecord, RunRecord, RunView
 from epbench.runner.launch import RunOptions, RunOutcome
 from epbench.scenario import Scenario, load_scenario
 from epbench.store import CellEntry, RunDirectory, create_run
+from tests.command_line import epbench
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 QUICK = str(SCENARIOS / "quick.toml")
-
-
-def epbench(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="epbench")
 
 
 def planned_run(scenario: Scenario, reports_dir: Path) -> RunDirectory:

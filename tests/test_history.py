@@ -10,16 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 from epbench.cells import Cell
-from epbench.cli import app
 from epbench.errors import RunError
 from epbench.history.adding import BENCHMARKS, add_nights, benchmark_nights, run_nights
 from epbench.history.export import history_csv, pytorch_records
 from epbench.history.lines import history_path, read_history
 from epbench.history.series import Series, changes_since, read_store, series_of, trend_of
 from epbench.records import PROTOCOL_VERSION
+from tests.command_line import epbench
 from tests.nights import CELL, EP_CELL, failed_cell, night_cell, night_run, night_view, started
 from tests.report.sample import HOSTILE, environment
 
@@ -40,10 +39,6 @@ BENCHMARK = {
         {"name": "broken", "fullname": "b", "extra_info": {}, "stats": {"median": None}},
     ],
 }
-
-
-def epbench(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="epbench")
 
 
 def filled(store: Path, works: list[float], *, cell: Cell = CELL) -> None:

@@ -7,25 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from epbench.ab_records import AbDirectory, AbRecord, ArmSpec
 from epbench.cells import Cell
-from epbench.cli import app
 from epbench.gate_records import GateSpec, Verdict
 from epbench.records import CellResult, EnvironmentRecord
 from epbench.report.gate.judging import gate_ab, gate_baseline, gate_runs
 from epbench.report.gate.section import verdict_section
 from epbench.store import CellEntry, RunDirectory, create_run_at, open_run, read_record
+from tests.command_line import epbench
 from tests.nights import CELL, EP_CELL, failed_cell, night_cell, night_run, night_view
 from tests.report.sample import TP2_EP4, environment
 
 BASELINE = "made-up.baseline.json"
 OUTPUTS = {"verdict.json", "junit.xml", "summary.md", "comment.md"}
-
-
-def epbench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="epbench")
 
 
 @pytest.fixture(autouse=True)
